@@ -1,0 +1,35 @@
+"""The one error that a client sees: a code and a sentence. Protocol-independent; services translate it."""
+
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    """What kind of failure it was; names and numbers are those of gRPC, in which most clients see them."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
+class InferenceError(Exception):
+    """A request fails with this code, and with `str(error)` as the message for its client."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LoadError(Exception):
+    """A model can't be served; `str(error)` says why and what would help."""
+
+
+def invalid(message: str) -> InferenceError:
+    """The client's fault: the same request will fail again."""
+    return InferenceError(Code.INVALID_ARGUMENT, message)

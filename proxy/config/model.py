@@ -1,0 +1,370 @@
+"""The settings of the gate as types: what may be set, its default, its range and its unit.
+
+Does no I/O: whether a file exists or a port is free is the business of `check`, where values come from that of `load`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+_UNIX_PATH_MAX = 107  # sockaddr_un.sun_path holds 108 bytes with the final zero
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen or to connect: `host` and `port`, or a unix socket when `path` is not empty.
+
+    `host` has no brackets around an IPv6 address; `str()` writes them and is read back by `parse`.
+    """
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read "HOST:PORT", "[v6]:PORT" or "unix:/path". Raises ValueError that says the fault and the remedy."""
+        if text.startswith("unix:"):
+            return cls(path=_unix_path(text))
+        if "://" in text:
+            raise ValueError("is a URL; write HOST:PORT without a scheme, or unix:/path")
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            raise ValueError("has no port; write HOST:PORT, [IPV6]:PORT or unix:/path")
+        return cls(host=_host(host), port=_port(port))
+
+    @property
+    def is_unix(self) -> bool:
+        return self.path != ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when nothing outside this machine can reach it: a unix socket, localhost, 127.0.0.0/8 or ::1."""
+        if self.path or self.host.rstrip(".").lower() == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _unix_path(text: str) -> str:
+    path = text.removeprefix("unix:")
+    if path.startswith("//"):  # gRPC's own spelling, unix:///path
+        path = path[2:]
+    if not path.startswith("/") or path == "/" or "\0" in path:
+        raise ValueError("needs an absolute path after unix:, as in unix:/run/triton.sock")
+    if len(path.encode()) > _UNIX_PATH_MAX:
+        raise ValueError(f"is too long: the path of a unix socket has at most {_UNIX_PATH_MAX} bytes")
+    return path
+
+
+def _host(text: str) -> str:
+    if not text:
+        raise ValueError("has no host; write 127.0.0.1:PORT, or 0.0.0.0:PORT for every address")
+    if text.startswith("[") and text.endswith("]"):
+        host = text[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError("has no IPv6 address between [ and ]; write it as in [::1]:9090") from None
+        return host
+    if ":" in text:
+        raise ValueError("has several colons; put an IPv6 address in brackets, as in [::1]:9090")
+    if not _HOST_NAME.fullmatch(text):
+        raise ValueError("has a host that is neither a name nor an IP address; write HOST:PORT")
+    if re.fullmatch(r"[0-9.]+", text):
+        try:
+            ipaddress.IPv4Address(text)
+        except ValueError:
+            raise ValueError("has a host that is no IPv4 address; write it as in 127.0.0.1:9090") from None
+    return text
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
+        raise ValueError("has no port number after the last colon; give one from 0 to 65535")
+    return int(text)
+
+
+def _as_address(value: object) -> Address:
+    if isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        raise PydanticCustomError("address", "is not an address; write HOST:PORT, [IPV6]:PORT or unix:/path")
+    try:
+        return Address.parse(value)
+    except ValueError as fault:
+        raise PydanticCustomError("address", "{fault}", {"fault": str(fault)}) from None
+
+
+def _as_dialled_address(value: object) -> Address:
+    address = _as_address(value)
+    if not address.is_unix and address.port == 0:
+        raise PydanticCustomError("address", "has port 0, which cannot be connected to; give a port from 1 to 65535")
+    return address
+
+
+def _as_host(value: object) -> str:
+    if not isinstance(value, str):
+        raise PydanticCustomError("host", "is not a host; give a name or an IP address in quotes, or '' for all")
+    host = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    if host == "":
+        return host
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    if "://" in host or ":" in host:
+        raise PydanticCustomError("host", "is not a host; leave scheme and port out (the port is grpc_port)")
+    if not _HOST_NAME.fullmatch(host) or re.fullmatch(r"[0-9.]+", host):
+        raise PydanticCustomError("host", "is neither a host name nor an IP address; '' means every address")
+    return host
+
+
+def _not_bool(value: object) -> object:
+    # pydantic takes true for 1, and YAML reads a bare `yes`, `no`, `on` and `off` as a truth value.
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "is not a number")
+    return value
+
+
+def _as_path(value: object) -> Path:
+    if not isinstance(value, (str, Path)):
+        raise PydanticCustomError("path", "is not a path; give the path of a file as text")
+    text = str(value)
+    if holds_key_material(text):
+        raise PydanticCustomError("path", "is the content of a file; write it to a file and give the path of that")
+    if text == "" or "\0" in text or "\n" in text:
+        raise PydanticCustomError("path", "is not a path; give the path of a file")
+    return Path(text)
+
+
+def holds_key_material(text: str) -> bool:
+    """True for text that may itself be a key (PEM, or its base64) and so must not be repeated anywhere."""
+    return "-----BEGIN" in text or re.fullmatch(r"\s*MI[A-Za-z0-9+/=\s]{60,}", text) is not None
+
+
+_to_text = PlainSerializer(str, return_type=str)
+ListenAddress = Annotated[Address, PlainValidator(_as_address), _to_text]
+DialAddress = Annotated[Address, PlainValidator(_as_dialled_address), _to_text]
+Host = Annotated[str, PlainValidator(_as_host)]
+FilePath = Annotated[Path, PlainValidator(_as_path), _to_text]
+Count = Annotated[int, BeforeValidator(_not_bool)]
+Seconds = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+Port = Annotated[int, BeforeValidator(_not_bool), Field(ge=0, le=65535)]
+
+
+class Section(BaseModel):
+    """A group of settings; frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Upstream(Section):
+    """An existing plaintext inference server behind the gate."""
+
+    grpc: DialAddress = Field(description="gRPC address of the server behind (h2c)")
+    http: DialAddress | None = Field(default=None, description="HTTP address of the server behind; not served yet")
+
+
+class Tls(Section):
+    """The public side's certificate, and what is asked of clients."""
+
+    cert_file: FilePath = Field(description="PEM: the server certificate, then its intermediate certificates")
+    key_file: FilePath = Field(description="PEM: the private key that belongs to it, unencrypted")
+    ca_file: FilePath | None = Field(default=None, description="PEM: CAs that client certificates are checked against")
+    client_auth: Literal["none", "optional", "require"] = Field(
+        default="none", description="are clients asked for a certificate"
+    )
+
+
+class Admin(Section):
+    """The plain HTTP listener for /metrics, /livez and /readyz."""
+
+    address: ListenAddress = Field(default=Address("127.0.0.1", 9090), description="HTTP: /metrics, /livez, /readyz")
+
+
+class Limits(Section):
+    """Bounds on what clients can make the gate hold."""
+
+    connections: Count = Field(default=10_000, ge=1, le=1_000_000, description="client connections open at once")
+    streams_per_connection: Count = Field(default=256, ge=1, le=65_536, description="calls open at once per connection")
+    header_list_bytes: Count = Field(default=65_536, ge=4_096, le=1_048_576, description="bytes of one header list")
+    stream_window_bytes: Count = Field(
+        default=262_144, ge=16_384, le=16_777_216, description="bytes of one call that may wait in the gate, each way"
+    )
+    upstream_connections: Count = Field(default=8, ge=1, le=1_024, description="connections to the server behind")
+    streams_per_upstream_connection: Count = Field(
+        default=256, ge=1, le=65_536, description="calls open at once on one of these"
+    )
+    pending_requests: Count = Field(default=4_096, ge=0, le=1_000_000, description="calls that may wait for one")
+
+
+class Timeouts(Section):
+    """All in seconds."""
+
+    handshake: Seconds = Field(default=10.0, gt=0, le=300, description="seconds for a TLS handshake")
+    connect: Seconds = Field(default=5.0, gt=0, le=300, description="seconds a call waits for the server behind")
+    idle: Seconds = Field(default=0.0, ge=0, le=86_400, description="seconds a connection may lie idle; 0: for ever")
+
+
+class Drain(Section):
+    """What happens between SIGTERM and the end; all in seconds."""
+
+    delay: Seconds = Field(default=5.0, ge=0, le=3_600, description="seconds from not ready to closed, at the end")
+    timeout: Seconds = Field(default=30.0, ge=0, le=86_400, description="seconds for open calls to finish, at the end")
+
+
+class Log(Section):
+    """The log on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level written")
+    format: Literal["text", "json"] = Field(default="text", description="of a log line")
+    access: bool = Field(default=True, description="one line per call, at level info")
+
+
+class Settings(Section):
+    """Everything `tensorgate serve` needs to know. `proxy.config.load.load` builds it."""
+
+    model_repository_path: FilePath | None = Field(default=None, description="models for the embedded backend")
+    upstream: Upstream | None = None
+    host: Host = Field(default="", description="public address; empty: all, IPv4 and IPv6")
+    grpc_port: Port = Field(default=8001, description="public port for gRPC over TLS; 0: any free one")
+    http_port: Port | None = Field(default=None, description="public port for HTTP; not served yet")
+    tls: Tls
+    admin: Admin = Admin()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    drain: Drain = Drain()
+    log: Log = Log()
+    workers: Count = Field(default=1, ge=1, le=1024, description="worker processes")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        faults = coherence_faults(flatten(self))
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One key that can be set: its dotted name, its field, and whether its section may be left out as a whole."""
+
+    key: str
+    field: FieldInfo
+    optional_section: bool
+
+
+def section_of(field: FieldInfo) -> tuple[type[Section] | None, bool]:
+    """(the section a field holds or None, whether it may be None)."""
+    annotation = field.annotation
+    members = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+    for member in members:
+        if isinstance(member, type) and issubclass(member, Section):
+            return member, type(None) in members
+    return None, False
+
+
+def leaves(model: type[Section] = Settings, prefix: str = "", optional: bool = False) -> Iterator[Leaf]:
+    """Every key that can be set, in the order of the file."""
+    for name, field in model.model_fields.items():
+        section, may_lack = section_of(field)
+        if section is None:
+            yield Leaf(prefix + name, field, optional)
+        else:
+            yield from leaves(section, f"{prefix}{name}.", optional or may_lack)
+
+
+def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a built section; keys of a section that is None are absent."""
+    flat: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif value is not None or section_of(type(section).model_fields[name])[0] is None:
+            flat[prefix + name] = value
+    return flat
+
+
+def coherence_faults(values: Mapping[str, Any], wrong: Container[str] = ()) -> list[str]:
+    """Faults between keys that are each right by themselves.
+
+    `values` is {dotted key: typed value}; keys whose value is wrong are left out of it and named in `wrong`.
+    """
+    return [
+        *_backend_faults(values, wrong),
+        *_client_auth_faults(values),
+        *_workers_faults(values),
+        *_same_port_faults(values),
+    ]
+
+
+def _backend_faults(values: Mapping[str, Any], wrong: Container[str]) -> list[str]:
+    repository = values.get("model_repository_path")
+    upstream = values.get("upstream.grpc")
+    if repository is not None and upstream is not None:
+        return [
+            f"upstream.grpc: {upstream} is given as well as model_repository_path {repository}; keep one of the two: "
+            "model_repository_path starts the embedded backend, upstream fronts a running server"
+        ]
+    unset = repository is None and upstream is None
+    if unset and "model_repository_path" not in wrong and "upstream.grpc" not in wrong:
+        return [
+            "model_repository_path: neither it nor upstream.grpc is set; give a folder of models to serve, "
+            "or the address of a running server in upstream.grpc"
+        ]
+    return []
+
+
+def _client_auth_faults(values: Mapping[str, Any]) -> list[str]:
+    mode = values.get("tls.client_auth", "none")
+    if mode == "none" or "tls.ca_file" not in values or values["tls.ca_file"] is not None:
+        return []
+    return [
+        f"tls.client_auth: {mode} needs tls.ca_file, the CA that client certificates are checked against; "
+        "set tls.ca_file, or tls.client_auth to none"
+    ]
+
+
+def _workers_faults(values: Mapping[str, Any]) -> list[str]:
+    if values.get("workers", 1) == 1:
+        return []
+    return [f"workers: {values['workers']} is not available in this version; leave it out or set it to 1"]
+
+
+def _same_port_faults(values: Mapping[str, Any]) -> list[str]:
+    host = values.get("host", "")
+    admin = values.get("admin.address")
+    listeners = [(key, host, values[key]) for key in ("grpc_port", "http_port") if values.get(key)]
+    if admin is not None and not admin.is_unix and admin.port:
+        listeners.append(("admin.address", admin.host, admin.port))
+    faults = []
+    for index, (key, address, port) in enumerate(listeners):
+        for other, other_address, other_port in listeners[:index]:
+            if port == other_port and _overlap(address, other_address):
+                faults.append(f"{key}: port {port} is taken by {other} as well; give each listener a port of its own")
+    return faults
+
+
+def _overlap(one: str, other: str) -> bool:
+    every = ("", "0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
+    return one in every or other in every or one.lower() == other.lower()

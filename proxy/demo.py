@@ -1,0 +1,453 @@
+"""`tensorgate demo`: certificates, a backend, the gate with mutual TLS, and clients that get in or do not.
+
+Runs the gate as its users do, as a process with a settings file, and talks to it with tritonclient unchanged. All that
+it makes lies in one folder, keys included; nothing of it is meant for production.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from proxy.config import pem
+from proxy.config.load import PREFIX, ConfigError, load, port_faults
+from proxy.tls import pki
+
+_START_SECONDS = 60.0  # the backend loads its models first, on a slow machine too
+_STOP_SECONDS = 20.0
+_CALL_SECONDS = 30.0
+_STILL_VALID = timedelta(days=1)
+_ADMIN_PORT = 9090
+_READY = re.compile(r"ready: grpc on \S+:(\d+), admin on (\S+:\d+)")
+_CLIENTS = ("alice", "bob")
+
+_SNIPPET = """\
+import numpy as np
+import tritonclient.grpc as triton
+
+client = triton.InferenceServerClient(
+    "localhost:{port}",
+    ssl=True,
+    root_certificates={ca!r},
+    private_key={key!r},
+    certificate_chain={cert!r},
+)
+a = triton.InferInput("INPUT0", [1, 16], "INT32")
+a.set_data_from_numpy(np.arange(16, dtype=np.int32).reshape(1, 16))
+b = triton.InferInput("INPUT1", [1, 16], "INT32")
+b.set_data_from_numpy(np.ones((1, 16), dtype=np.int32))
+print(client.infer("simple", [a, b]).as_numpy("OUTPUT0"))
+"""
+
+
+class DemoError(Exception):
+    """The demo cannot go on; one or a few lines for its user."""
+
+
+def run(folder: Path | None = None, port: int = 8001, once: bool = False) -> int:
+    """The whole demo; returns the exit code. `folder`: where its files go; `once`: end after the show."""
+    try:
+        with _signals_interrupt():
+            return _run((folder or default_folder()).absolute(), port, once)
+    except (DemoError, pki.PkiError) as error:
+        print(f"tensorgate demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.")
+        return 1 if once else 0
+
+
+def default_folder() -> Path:
+    """tensorgate/demo below XDG_DATA_HOME, or below ~/.local/share."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local/share") / "tensorgate/demo"
+
+
+def _run(folder: Path, port: int, once: bool) -> int:
+    _head("Tensorgate demo")
+    print(f"files     {folder}")
+    files = folder / "pki"
+    made = prepare_certificates(files)
+    print(f"PKI       {made}")
+    config = _write_config(folder, files, port)
+    with _gate(folder, config) as gate:
+        print(f"gate      https://localhost:{gate.port} (gRPC, mutual TLS required), log in {gate.log}")
+        print(f"admin     http://{gate.admin}/metrics, /livez, /readyz")
+        failed = Show(gate, files).run()
+        if failed:
+            _head("Not all of it held")
+            print("\n".join(f"- {line}" for line in failed))
+            print(f"The gate's log: {gate.log}")
+            return 1
+        _print_ways_in(gate, files)
+        if once:
+            print("\nAll of it held.")
+            return 0
+        print("\nThe gate stays up until Ctrl-C.", flush=True)
+        return _wait(gate)
+
+
+def _head(title: str) -> None:
+    print(f"\n{title}\n{'-' * len(title)}", flush=True)
+
+
+# certificates
+
+
+def prepare_certificates(folder: Path) -> str:
+    """Make what `folder` lacks: a CA, server, alice, bob, and a stranger of another CA. Says what was done."""
+    new = [] if _usable_authority(folder) else ["ca"]
+    if new:
+        pki.init(folder, force=True)
+    authority = pki.load_authority(folder)
+    for name in ("server", *_CLIENTS):
+        if not _usable(folder, name, authority):
+            pki.issue(folder, name, "server" if name == "server" else "client", force=True)
+            new.append(name)
+    stranger = folder / "another-ca"
+    if not _usable_authority(stranger) or not _usable(stranger, "stranger", pki.load_authority(stranger)):
+        pki.init(stranger, force=True)
+        pki.issue(stranger, "stranger", "client", force=True)
+    return f"new certificates: {', '.join(new)}" if new else "certificates of an earlier start, still valid"
+
+
+def _usable_authority(folder: Path) -> bool:
+    try:
+        authority = pki.load_authority(folder)
+    except pki.PkiError:
+        return False
+    return _lasts(authority.certificate)
+
+
+def _usable(folder: Path, name: str, authority: pki.Pair) -> bool:
+    try:
+        certificate = pem.read_certificates(folder / f"{name}.pem")[0]
+        key = pem.read_private_key(folder / f"{name}.key")
+        certificate.verify_directly_issued_by(authority.certificate)
+    except (pem.PemError, InvalidSignature, ValueError, TypeError):
+        return False
+    # The host may have got another name since.
+    names = {f"dns:{host.value}" for host in pki.default_server_sans() if isinstance(host, x509.DNSName)}
+    named = name != "server" or names <= set(pem.sans(certificate))
+    return named and _lasts(certificate) and pem.belongs(key, certificate)
+
+
+def _lasts(certificate: x509.Certificate) -> bool:
+    return certificate.not_valid_after_utc - datetime.now(UTC) > _STILL_VALID
+
+
+# the gate
+
+
+def _write_config(folder: Path, files: Path, port: int) -> Path:
+    config = folder / "gate.yaml"
+    for admin_port in (_ADMIN_PORT, 0):
+        text = yaml.safe_dump(_settings(files, port, admin_port), sort_keys=False, allow_unicode=True)
+        config.write_text(f"# Written by `tensorgate demo`, anew at each start.\n{text}", encoding="utf-8")
+        faults = _faults(config)
+        if not any(fault.startswith("admin.address: port") for fault in faults):
+            break
+    if any(f"port {port} is in use" in fault for fault in faults):
+        other = 8002 if port == 8001 else 8001
+        raise DemoError(f"port {port} is in use; stop what listens there, or take another: --port {other}")
+    if faults:
+        raise DemoError("\n  ".join(["its settings do not work here:", *faults]))
+    if admin_port != _ADMIN_PORT:
+        print(f"admin     port {_ADMIN_PORT} is in use, so a free one is taken")
+    return config
+
+
+def _settings(files: Path, port: int, admin_port: int) -> dict[str, Any]:
+    from proxy.backend.samples import repository_path
+
+    return {
+        "model_repository_path": str(repository_path()),
+        "grpc_port": port,
+        "tls": {
+            "cert_file": str(files / "server.pem"),
+            "key_file": str(files / "server.key"),
+            "ca_file": str(files / "ca.pem"),
+            "client_auth": "require",
+        },
+        "admin": {"address": f"127.0.0.1:{admin_port}"},
+        "drain": {"delay": 0, "timeout": 5},  # nothing waits for a load balancer here
+    }
+
+
+def _faults(config: Path) -> list[str]:
+    try:
+        return port_faults(load(config, env={}))
+    except ConfigError as error:
+        return error.faults
+
+
+@dataclass
+class Gate:
+    """The running gate: its process, its log file, and where it listens."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int = 0
+    admin: str = ""
+
+    def log_text(self, start: int = 0) -> str:
+        return self.log.read_bytes()[start:].decode(errors="replace")
+
+    def log_size(self) -> int:
+        return self.log.stat().st_size
+
+    def handshakes(self) -> dict[str, float]:
+        """{result: count} of tensorgate_handshakes_total."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{self.admin}/metrics", timeout=_CALL_SECONDS) as answer:
+            text = answer.read().decode()
+        found = re.findall(r'^tensorgate_handshakes_total\{result="(\w+)"\} (\S+)$', text, re.MULTILINE)
+        return {result: float(count) for result, count in found}
+
+
+@contextmanager
+def _gate(folder: Path, config: Path) -> Iterator[Gate]:
+    log = folder / "gate.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
+            [sys.executable, "-m", "proxy", "serve", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_child_environment(),
+            start_new_session=True,  # Ctrl-C is for the demo, which then stops the gate in order
+            preexec_fn=_end_with_parent,  # safe: no thread has been started yet
+        )
+    gate = Gate(process, log)
+    try:
+        _await_ready(gate)
+        yield gate
+    finally:
+        _stop(process)
+
+
+def _child_environment() -> dict[str, str]:
+    """This process's without settings of a gate, and with this very package, whatever the current folder holds."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    package = str(Path(__file__).resolve().parent.parent)
+    path = [package, *filter(None, [kept.get("PYTHONPATH", "")])]
+    return {**kept, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _await_ready(gate: Gate) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while (found := _READY.search(gate.log_text())) is None:
+        if gate.process.poll() is not None:
+            raise DemoError(f"the gate ended with exit code {gate.process.returncode}:\n{_tail(gate)}")
+        if time.monotonic() > deadline:
+            raise DemoError(f"the gate was not ready after {_START_SECONDS:.0f} s:\n{_tail(gate)}")
+        time.sleep(0.05)
+    gate.port, gate.admin = int(found[1]), found[2]
+
+
+def _tail(gate: Gate) -> str:
+    lines = gate.log_text().splitlines()[-12:]
+    return textwrap.indent("\n".join(lines) or "(its log is empty)", "  ") + f"\n  (all of it: {gate.log})"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does, so that no gate is left behind."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(gate: Gate) -> int:
+    try:
+        code = gate.process.wait()
+    except KeyboardInterrupt:
+        print("\nStopping the gate.", flush=True)
+        return 0
+    raise DemoError(f"the gate ended by itself with exit code {code}:\n{_tail(gate)}")
+
+
+# the show
+
+
+@dataclass
+class Show:
+    """Clients that work and clients that are turned away; what did not hold is collected in `failed`."""
+
+    gate: Gate
+    files: Path
+    failed: list[str] = field(default_factory=list)
+
+    def run(self) -> list[str]:
+        """All parts in order; returns what did not hold, [] when all did."""
+        # Said in words below; the C core would write its own account of each refused handshake to the terminal.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        # A proxy of the surroundings cannot reach this machine's localhost.
+        os.environ["no_grpc_proxy"] = "localhost"  # noqa: SIM112  (gRPC reads it in lower case only)
+        parts: list[tuple[str, Callable[[], None]]] = [
+            ("alice asks the model simple (numpy): the sum and the difference of two tensors", self._simple),
+            ("bob asks the model digits (ONNX): handwritten digits that it was not trained on", self._digits),
+            ("A client without a certificate", self._without_certificate),
+            ("A client with a certificate of another CA", self._of_another_ca),
+            ("A client that does not trust the server's CA", self._distrusting),
+        ]
+        for title, part in parts:
+            _head(title)
+            try:
+                part()
+            except Exception as error:  # noqa: BLE001  (whatever the client raises is shown, and the show goes on)
+                self._fail(f"{title}: {_one_line(error)}")
+        return self.failed
+
+    def _fail(self, text: str) -> None:
+        print(f"FAILED    {text}")
+        self.failed.append(text)
+
+    def _client(self, name: str) -> Any:
+        return self._connect(self.files / "ca.pem", self.files / name)
+
+    def _connect(self, ca: Path | None, pair: Path | None) -> Any:
+        import tritonclient.grpc as triton
+
+        return triton.InferenceServerClient(
+            f"localhost:{self.gate.port}",
+            ssl=True,
+            root_certificates=str(ca) if ca else None,
+            private_key=f"{pair}.key" if pair else None,
+            certificate_chain=f"{pair}.pem" if pair else None,
+        )
+
+    def _infer(self, client: Any, model: str, tensors: dict[str, Any]) -> Any:
+        import tritonclient.grpc as triton
+        from tritonclient.utils import np_to_triton_dtype
+
+        inputs = []
+        for name, values in tensors.items():
+            inputs.append(triton.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype)))
+            inputs[-1].set_data_from_numpy(values)
+        return client.infer(model, inputs, client_timeout=_CALL_SECONDS)
+
+    def _simple(self) -> None:
+        import numpy as np
+
+        first = np.arange(16, dtype=np.int32).reshape(1, 16)
+        second = np.full((1, 16), 10, dtype=np.int32)
+        with self._client("alice") as client:
+            answer = self._infer(client, "simple", {"INPUT0": first, "INPUT1": second})
+        total, difference = answer.as_numpy("OUTPUT0"), answer.as_numpy("OUTPUT1")
+        rows = {"INPUT0": first, "INPUT1": second, "sum": total, "difference": difference}
+        for label, values in rows.items():
+            print(f"{label:<10}" + "".join(f"{value:4}" for value in values[0]))
+        if not (np.array_equal(total, first + second) and np.array_equal(difference, first - second)):
+            self._fail("simple: the sum or the difference is wrong")
+
+    def _without_certificate(self) -> None:
+        self._refused(self.files / "ca.pem", None, {"no_certificate"})
+
+    def _of_another_ca(self) -> None:
+        self._refused(self.files / "ca.pem", self.files / "another-ca/stranger", {"unknown_ca"})
+
+    def _distrusting(self) -> None:
+        expected = {"client_rejected_unknown_ca", "client_rejected"}
+        self._refused(self.files / "another-ca/ca.pem", self.files / "alice", expected)
+
+    def _refused(self, ca: Path, pair: Path | None, expected: set[str]) -> None:
+        """One client that must be turned away, for a reason among `expected` (results of handshakes_total)."""
+        from tritonclient.utils import InferenceServerException
+
+        before, start = self.gate.handshakes(), self.gate.log_size()
+        try:
+            with self._connect(ca, pair) as client:
+                client.is_server_live(client_timeout=_CALL_SECONDS)
+        except InferenceServerException as error:
+            _aligned("client", f"[{error.status()}] {error.message()}")
+        else:
+            self._fail("the client was let in")
+            return
+        reason = self._reason(before, expected)
+        if reason is None:
+            self._fail(f"the gate did not count the handshake as {' or '.join(sorted(expected))}")
+            return
+        _aligned("gate", self._words(start) or reason)
+        _aligned("counted", f'tensorgate_handshakes_total{{result="{reason}"}}')
+
+    def _reason(self, before: dict[str, float], expected: set[str]) -> str | None:
+        # The client has its error before the gate has counted the handshake.
+        deadline = time.monotonic() + _CALL_SECONDS
+        while time.monotonic() < deadline:
+            now = self.gate.handshakes()
+            for result in expected:
+                if now.get(result, 0) > before.get(result, 0):
+                    return result
+            time.sleep(0.05)
+        return None
+
+    def _words(self, start: int) -> str:
+        """What the gate's log says of the last failed handshake since `start`, without the time and level."""
+        deadline = time.monotonic() + 2  # the log is written by a thread of its own
+        while time.monotonic() < deadline:
+            lines = [line for line in self.gate.log_text(start).splitlines() if "handshake" in line]
+            if lines:
+                return lines[-1].split(maxsplit=2)[-1]
+            time.sleep(0.05)
+        return ""
+
+
+def _aligned(label: str, text: str) -> None:
+    print(textwrap.fill(text, 110, initial_indent=f"{label:<10}", subsequent_indent=" " * 10, break_long_words=False))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _print_ways_in(gate: Gate, files: Path) -> None:
+    ca, cert, key = (str(files / name) for name in ("ca.pem", "alice.pem", "alice.key"))
+    protos = Path(__file__).parent / "backend/protos"
+    _head(f"Call it yourself, from Python ({sys.executable})")
+    print(_SNIPPET.format(port=gate.port, ca=ca, key=key, cert=cert), end="")
+    _head("or with grpcurl")
+    words = ["grpcurl", "-cacert", ca, "-cert", cert, "-key", key, "-import-path", str(protos)]
+    words += ["-proto", "inference.proto", "-d", '{"name": "simple"}', f"localhost:{gate.port}"]
+    print(shlex.join([*words, "inference.GRPCInferenceService/ModelConfig"]))

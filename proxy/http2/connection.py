@@ -1,0 +1,512 @@
+"""The receiving half: parse loop, stream table, flow control from the peer. No I/O. The roles are in `roles`.
+
+Rules:
+- `receive` never raises for what a peer sends: a connection error becomes GOAWAY, `closed` and `on_connection_fault`.
+- A header block is always decoded, also for a stream that is refused: the compression state is the connection's.
+- A DATA frame need not be whole to be passed on: the piece that has come is handed over, so that none is kept.
+- Windows are counted when a frame's header is seen. The connection's window is given back on receipt, so that a
+  stalled stream stops its own credit and never its neighbours'; a stream's is given back by `credit`, on forwarding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, TypeVar
+
+from proxy.http2 import frames, settings
+from proxy.http2.errors import ConnectionFault, ErrorCode, HeaderListTooLarge, HpackFault
+from proxy.http2.frames import ACK, DEFAULT_MAX_FRAME, END_HEADERS, END_STREAM, FRAME_HEADER, MAX_WINDOW, PADDED
+from proxy.http2.headers import (
+    HeaderBlock,
+    Trailers,
+    intern_trailers,
+)
+from proxy.http2.hpack import Decoder, Field
+from proxy.http2.sender import Buffer, Sender
+from proxy.http2.stream import Stream
+
+Block = TypeVar("Block", bound=HeaderBlock)
+
+_DECODED_BLOCKS = 64
+_DECODED_BYTES = 1024
+_VIEW_FROM = 4096  # slices of at least so many bytes are handed over as views instead of copies
+_MAX_QUEUED_REPLIES = 1000
+
+
+class Connection(Sender):
+    """One side of an HTTP/2 connection; use ServerConnection or ClientConnection of `roles`.
+
+    wake: the list that this connection appends itself to when it has output.
+    stream_window: SETTINGS_INITIAL_WINDOW_SIZE in bytes, at least 65,535.
+    max_streams: how many streams the peer may have open (server role).
+    header_list: the most bytes that a header list may take, names, values and 32 a field.
+    """
+
+    __slots__ = (
+        "_block",
+        "_block_end",
+        "_block_size",
+        "_block_stream",
+        "_data_end",
+        "_data_left",
+        "_data_stream",
+        "_decoder",
+        "_heads",
+        "_opened",
+        "_partial",
+        "_queued_replies",
+        "_recv_low",
+        "_recv_target",
+        "_trailers",
+        "goaway_received",
+        "max_streams",
+        "recv_window",
+        "stream_window",
+    )
+
+    def __init__(self, wake: list[Sender], stream_window: int, max_streams: int, header_list: int) -> None:
+        super().__init__(wake, stream_window)
+        self.stream_window = stream_window
+        self.max_streams = max_streams
+        self._recv_target = min(max(max_streams, 1) * stream_window, MAX_WINDOW)
+        self._recv_low = self._recv_target // 2
+        self.recv_window = self._recv_target
+        self._decoder = Decoder(header_list)
+        self._heads: dict[bytes, HeaderBlock] = {}
+        self._trailers: dict[bytes, HeaderBlock] = {}
+        self._partial = b""
+        self._opened = False  # the peer's preface has come
+        self._block: list[bytes] | None = None  # fragments of a header block that CONTINUATION frames complete
+        self._block_size = 0
+        self._block_stream = 0
+        self._block_end = False
+        self._data_left = 0  # bytes of the current DATA frame still to come
+        self._data_stream: Stream | None = None
+        self._data_end = False
+        self._queued_replies = 0
+        self.goaway_received = False
+        self._open(header_list)
+
+    def _open(self, header_list: int) -> None:
+        values = self._announced()
+        values[settings.INITIAL_WINDOW_SIZE] = self.stream_window
+        values[settings.MAX_HEADER_LIST_SIZE] = header_list
+        more = self._recv_target - frames.DEFAULT_WINDOW
+        self._emit(self._preface() + frames.settings(values) + (frames.window_update(0, more) if more else b""))
+
+    def _preface(self) -> bytes:
+        return b""
+
+    def _announced(self) -> dict[int, int]:
+        raise NotImplementedError
+
+    # -- for subclasses above the core
+
+    def on_data(self, stream: Stream, chunk: Buffer, end: bool) -> None:
+        """A piece of a message; `end` with the last one, whose chunk may be empty."""
+
+    def on_trailers(self, stream: Stream, trailers: Trailers) -> None:
+        """The trailer section: the last that comes on this stream."""
+
+    def on_reset(self, stream: Stream, code: int) -> None:
+        """The peer reset the stream, which is already gone."""
+
+    def on_stream_fault(self, stream: Stream, code: ErrorCode, reason: str) -> None:
+        """The peer broke a rule on this stream; it was reset and is already gone."""
+
+    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
+        """The peer goes away: no new streams."""
+
+    def on_connection_fault(self, fault: ConnectionFault) -> None:
+        """The peer broke a rule of the connection. GOAWAY is in the output; flush and close."""
+
+    # -- input
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes that came from the peer, in pieces of any size."""
+        if self.closed:
+            return
+        try:
+            if self._partial:
+                data = self._partial + data
+                self._partial = b""
+            if not self._opened:
+                data = self._receive_preface(data)
+            if data:
+                self._receive_frames(data)
+        except ConnectionFault as fault:
+            self.fail(fault)
+
+    def fail(self, fault: ConnectionFault) -> None:
+        """End the connection with GOAWAY."""
+        if not self.closed:
+            self.closed = True
+            self.send_goaway(fault.code, fault.reason)
+            self.on_connection_fault(fault)
+
+    def _receive_preface(self, data: bytes) -> bytes:
+        """Check the peer's preface (section 3.4) -> the bytes behind it, or none while it isn't complete."""
+        magic = frames.PREFACE if self.server else b""
+        if data[: len(magic)] != magic[: len(data)]:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the connection preface is not HTTP/2's")
+        if len(data) < len(magic) + 9:
+            self._partial = data
+            return b""
+        if data[len(magic) + 3] != frames.SETTINGS or data[len(magic) + 4] & ACK:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        self._opened = True
+        return data[len(magic) :]
+
+    def _receive_frames(self, data: bytes) -> None:
+        pos, end = 0, len(data)
+        if self._data_left:
+            pos = self._continue_data(data, end)
+        unpack = FRAME_HEADER.unpack_from
+        while end - pos >= 9:
+            high, low, kind, flags, stream_id = unpack(data, pos)
+            length = high << 8 | low
+            if length > DEFAULT_MAX_FRAME:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+            start = pos + 9
+            pos = start + length
+            if self._block is not None and (kind != 9 or stream_id & 0x7FFFFFFF != self._block_stream):
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
+            if kind == 0 and not flags & PADDED:
+                self._receive_data(stream_id & 0x7FFFFFFF, data, start, pos if pos <= end else end, length, flags & 1)
+                continue
+            if pos > end:
+                pos = start - 9
+                break
+            if kind == 1:
+                self._receive_headers(stream_id & 0x7FFFFFFF, flags, data[start:pos])
+            elif kind < 10:
+                self._handlers[kind](self, stream_id & 0x7FFFFFFF, flags, data[start:pos])
+            # Frames of unknown types are ignored (section 5.5).
+            if self.closed:
+                return
+        if pos < end:
+            self._partial = data[pos:]
+
+    # -- DATA, section 6.1
+
+    def _receive_data(self, stream_id: int, data: bytes, start: int, stop: int, length: int, end: int) -> None:
+        """A DATA frame of `length` bytes, of which data[start:stop] has come."""
+        stream = self.streams.get(stream_id)
+        self._take_window(length)
+        left = length - (stop - start)
+        if stream is None or stream.remote_closed:
+            self._stray_data(stream_id, stream)
+            stream = None
+        else:
+            stream.recv_window -= length
+            if stream.recv_window < 0:
+                self._stream_fault(stream, ErrorCode.FLOW_CONTROL_ERROR, "more data than the window allows")
+                stream = None
+            elif stream.expect >= 0 or not (self.server or stream.head_seen):
+                stream = self._check_body(stream, length, end)
+        if left:
+            self._data_left = left
+            self._data_stream = stream
+            self._data_end = bool(end)
+            end = 0
+            if start == stop:
+                return
+        if stream is not None:
+            if end:
+                stream.remote_closed = True
+            if stop - start < _VIEW_FROM:
+                self.on_data(stream, data[start:stop], end == 1)
+            else:
+                self.on_data(stream, memoryview(data)[start:stop], end == 1)
+            if end and stream.local_closed:
+                self._remove(stream)
+
+    def _continue_data(self, data: bytes, end: int) -> int:
+        """The next piece of the DATA frame under way -> the position behind it."""
+        size = min(self._data_left, end)
+        self._data_left -= size
+        last = self._data_end and not self._data_left
+        stream = self._data_stream
+        # It may have been reset, here or by the peer, since the frame began.
+        if stream is not None and self.streams.get(stream.id) is stream:
+            if last:
+                stream.remote_closed = True
+            self.on_data(stream, data if size == end else memoryview(data)[:size], last)
+            if last and stream.local_closed:
+                self._remove(stream)
+        if not self._data_left:
+            self._data_stream = None
+        return size
+
+    def _take_window(self, length: int) -> None:
+        window = self.recv_window - length
+        if window < self._recv_low:
+            if window < 0:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
+            self._emit(frames.window_update(0, self._recv_target - window))
+            window = self._recv_target
+        self.recv_window = window
+
+    def _check_body(self, stream: Stream, length: int, end: int) -> Stream | None:
+        """content-length against DATA (section 8.1.1), and DATA before the head of a response."""
+        if not (self.server or stream.head_seen):
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "DATA before the response's header section")
+            return None
+        stream.expect -= length
+        if stream.expect < 0 or (end and stream.expect):
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "the data is not as long as content-length says")
+            return None
+        return stream
+
+    def _stray_data(self, stream_id: int, stream: Stream | None) -> None:
+        """DATA for a stream that takes none: refused by the rules of section 5.1; its bytes are dropped."""
+        if stream is not None:  # half-closed (remote)
+            self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
+            return
+        self._check_not_idle(stream_id, "DATA")
+        if stream_id not in self.resets:
+            self._emit(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+            self.remember_reset(stream_id)
+
+    def _padded_data(self, stream_id: int, flags: int, payload: bytes) -> None:
+        body = _strip_padding(payload)
+        overhead = len(payload) - len(body)
+        self._take_window(overhead)
+        stream = self.streams.get(stream_id)
+        if stream is not None and not stream.remote_closed:
+            # Padding counts against the windows (section 6.9.1) but goes no further: its credit returns at once.
+            stream.recv_window -= overhead
+            if stream.recv_window >= 0:
+                self.credit(stream, overhead)
+        self._receive_data(stream_id, body, 0, len(body), len(body), flags & END_STREAM)
+
+    # -- HEADERS and CONTINUATION, sections 6.2 and 6.10
+
+    def _receive_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+        if flags & PADDED:
+            payload = _strip_padding(payload)
+        if flags & frames.PRIORITY_FLAG:
+            if len(payload) < 5:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            if frames.uint31(payload) == stream_id:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
+            payload = payload[5:]
+        if flags & END_HEADERS:
+            self._receive_block(stream_id, flags & END_STREAM == END_STREAM, payload)
+        else:
+            self._block = [payload]
+            self._block_size = len(payload)
+            self._block_stream = stream_id
+            self._block_end = flags & END_STREAM == END_STREAM
+
+    def _continuation(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if self._block is None:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        self._block.append(payload)
+        self._block_size += len(payload)
+        # A block is at most as long as its decoded list and some slack, in few frames: the CONTINUATION flood.
+        if self._block_size > self._decoder.list_limit + 16_384 or len(self._block) > 32:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too long")
+        if flags & END_HEADERS:
+            block = b"".join(self._block)
+            self._block = None
+            self._receive_block(stream_id, self._block_end, block)
+
+    def _receive_block(self, stream_id: int, end: bool, block: bytes) -> None:
+        raise NotImplementedError
+
+    def _decode(
+        self, block: bytes, known: dict[bytes, HeaderBlock], intern: Callable[[Sequence[Field]], Block]
+    ) -> HeaderBlock | None:
+        """Decode a block, or find it again; None when its list is over the limit."""
+        head = known.get(block)
+        if head is not None:
+            return head
+        decoder = self._decoder
+        generation = decoder.generation
+        result: HeaderBlock | None = None
+        try:
+            result = intern(decoder.decode(block))
+        except HpackFault as fault:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(fault)) from None
+        except HeaderListTooLarge:
+            pass
+        if decoder.generation != generation:
+            # The block changed the table: it, and what was decoded before, would mean something else next time.
+            self._heads.clear()
+            self._trailers.clear()
+        elif result is not None and len(block) <= _DECODED_BYTES:
+            if len(known) >= _DECODED_BLOCKS:
+                known.clear()
+            known[block] = result
+        return result
+
+    def _receive_trailers(self, stream: Stream, end: bool, block: bytes) -> None:
+        trailers = self._decode(block, self._trailers, intern_trailers)
+        reason = None
+        if trailers is None:
+            reason = f"a trailer section of more than {self._decoder.list_limit} bytes"
+        elif not end:
+            reason = "a second header section without END_STREAM"
+        elif trailers.error is not None:
+            reason = trailers.error
+        elif stream.expect > 0:
+            reason = "the data is not as long as content-length says"
+        if reason is not None:
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, reason)
+            return
+        assert isinstance(trailers, Trailers)
+        stream.remote_closed = True
+        self.on_trailers(stream, trailers)
+        if stream.local_closed:
+            self._remove(stream)
+
+    # -- the other frames
+
+    def _priority(self, stream_id: int, flags: int, payload: bytes) -> None:
+        """Parsed for its errors only; RFC 9113 section 5.3.2 deprecates what it says."""
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        if len(payload) != 5:
+            self._fault_on(stream_id, ErrorCode.FRAME_SIZE_ERROR, "PRIORITY is not 5 bytes long")
+        elif frames.uint31(payload) == stream_id:
+            self._fault_on(stream_id, ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
+
+    def _rst_stream(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes long")
+        self._check_not_idle(stream_id, "RST_STREAM")
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._remove(stream)
+            self.on_reset(stream, frames.uint32(payload))
+
+    def _settings(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & ACK:
+            if payload:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
+            return
+        if len(payload) % 6:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes long")
+        before = self.peer.initial_window
+        for key, value in frames.parse_settings(payload):
+            self.peer.apply(key, value, from_server=not self.server)
+            if key == settings.HEADER_TABLE_SIZE:
+                self.limit_encoder(value)
+        self._reply(frames.SETTINGS_ACK)
+        change = self.peer.initial_window - before
+        if change:
+            self._shift_windows(change)
+        self.on_settings()
+
+    def on_settings(self) -> None:
+        """The peer's settings have changed."""
+
+    def _shift_windows(self, change: int) -> None:
+        """SETTINGS_INITIAL_WINDOW_SIZE moves the window of every open stream, below zero too (section 6.9.2)."""
+        for stream in self.streams.values():
+            stream.send_window += change
+            if stream.send_window > MAX_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS make a window larger than 2^31-1")
+        if change > 0:
+            self.pump()
+
+    def _push_promise(self, stream_id: int, flags: int, payload: bytes) -> None:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody asked for")
+
+    def _ping(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes long")
+        if not flags & ACK:
+            self._reply(frames.ping_ack(payload))
+
+    def _reply(self, data: bytes) -> None:
+        """Answer a control frame, but don't gather answers without end for a peer that doesn't read them."""
+        self._queued_replies = self._queued_replies + 1 if self.paused else 0
+        if self._queued_replies > _MAX_QUEUED_REPLIES:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "answers to PING and SETTINGS are not read")
+        self._emit(data)
+
+    def _goaway(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 bytes")
+        self.goaway_received = True
+        self.on_goaway(frames.uint31(payload), frames.uint32(payload, 4), payload[8:])
+
+    def _window_update(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes long")
+        increment = frames.uint31(payload)
+        if stream_id == 0:
+            if increment == 0:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of zero")
+            self.send_window += increment
+            if self.send_window > MAX_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window exceeds 2^31-1")
+            if self.blocked:
+                self.pump()
+            return
+        self._check_not_idle(stream_id, "WINDOW_UPDATE")
+        if increment == 0:
+            self._fault_on(stream_id, ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of zero")
+            return
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            stream.send_window += increment
+            if stream.send_window > MAX_WINDOW:
+                self._stream_fault(stream, ErrorCode.FLOW_CONTROL_ERROR, "a stream's window exceeds 2^31-1")
+            elif stream.pending:
+                self._pump(stream)
+
+    # -- errors
+
+    def _check_not_idle(self, stream_id: int, what: str) -> None:
+        """Section 5.1: an idle stream takes nothing but HEADERS and PRIORITY."""
+        theirs = stream_id & 1 == (1 if self.server else 0)
+        last = self.last_remote_id if theirs else self.last_local_id
+        if stream_id == 0 or stream_id > last:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
+
+    def _fault_on(self, stream_id: int, code: ErrorCode, reason: str) -> None:
+        """A stream error on a stream that may not, or no longer, exist."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._stream_fault(stream, code, reason)
+        elif stream_id not in self.resets:
+            self._emit(frames.rst_stream(stream_id, code))
+            self.remember_reset(stream_id)
+
+    def _stream_fault(self, stream: Stream, code: ErrorCode, reason: str) -> None:
+        """A stream error (section 5.4.2): RST_STREAM, and the layer above is told."""
+        self.reset(stream, code)
+        self.on_stream_fault(stream, code, reason)
+
+    _handlers: ClassVar[tuple[Callable[..., None], ...]] = (
+        _padded_data,
+        _receive_headers,
+        _priority,
+        _rst_stream,
+        _settings,
+        _push_promise,
+        _ping,
+        _goaway,
+        _window_update,
+        _continuation,
+    )
+
+
+def _strip_padding(payload: bytes) -> bytes:
+    if not payload:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without its pad length")
+    pad = payload[0]
+    if pad >= len(payload):
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding that is longer than its frame")
+    return payload[1 : len(payload) - pad]

@@ -1,0 +1,200 @@
+"""Header fields as HTTP/2 wants them (RFC 9113 section 8), and what is remembered about a header block.
+
+A client sends the same header block with every call, so everything that is derived from one (validity, pseudo
+fields, and in `note` whatever the layer above derives) is derived once and found again by identity: equal field
+lists give the same object, for all connections, until the bounded table of them is emptied.
+
+May not do I/O, and may not know what the fields mean beyond HTTP/2.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from proxy.http2.hpack import ENTRY_OVERHEAD, Field
+
+# RFC 9110 section 5.6.2 tokens, in lower case only (RFC 9113 section 8.2).
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
+# RFC 9113 section 8.2.1 forbids NUL, CR, LF and white space at the ends; RFC 9110 section 5.5 calls every other
+# control character but HTAB invalid as well.
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|\A[ \t]|[ \t]\Z").search
+_CONNECTION_SPECIFIC = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
+_REQUEST_PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
+_STATUS = re.compile(rb"[1-5][0-9][0-9]").fullmatch
+_DIGITS = re.compile(rb"[0-9]{1,18}").fullmatch
+
+
+class HeaderBlock:
+    """A decoded header block: `fields` in order; `error` says why it is malformed, or is None; `note` is for the
+    layer above, which may keep there what it derives from the fields."""
+
+    __slots__ = ("error", "fields", "note")
+
+    def __init__(self, fields: Sequence[Field], checked: bool = False) -> None:
+        """`checked`: the fields come from a block that was checked, or from the gate itself."""
+        self.fields: tuple[Field, ...] = tuple(fields)
+        self.note: Any = None
+        self.error: str | None = None if checked else self._check()
+
+    def _check(self) -> str | None:
+        return check_regular(self.fields)
+
+    def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
+        """The first value of a field."""
+        for key, value in self.fields:
+            if key == name:
+                return value
+        return default
+
+
+class Trailers(HeaderBlock):
+    """A trailer section: no pseudo-header fields (section 8.1)."""
+
+    __slots__ = ()
+
+
+class _Message(HeaderBlock):
+    """Shared by requests and responses: pseudo-header fields stand first, each once."""
+
+    __slots__ = ("content_length", "pseudo")
+
+    _allowed: frozenset[bytes] = frozenset()
+
+    def _check(self) -> str | None:
+        self.content_length: int | None = None
+        self.pseudo: dict[bytes, bytes] = {}
+        fields = self.fields
+        count = 0
+        for name, value in fields:
+            if name[:1] != b":":
+                break
+            if name not in self._allowed:
+                return f"unknown pseudo-header field {name[:32]!r}"
+            if name in self.pseudo:
+                return f"pseudo-header field {name.decode()} twice"
+            if _BAD_VALUE(value):
+                return f"a character that is not allowed in {name.decode()}"
+            self.pseudo[name] = value
+            count += 1
+        return check_regular(fields[count:]) or self._check_length(fields[count:]) or self._check_pseudo()
+
+    def _check_length(self, fields: Sequence[Field]) -> str | None:
+        for name, value in fields:
+            if name == b"content-length":
+                if not _DIGITS(value):
+                    return "content-length is not a number"
+                if self.content_length not in (None, int(value)):
+                    return "content-length twice, with different values"
+                self.content_length = int(value)
+        return None
+
+    def _check_pseudo(self) -> str | None:
+        raise NotImplementedError
+
+
+class RequestHead(_Message):
+    """A request's header section (section 8.3.1)."""
+
+    __slots__ = ("authority", "method", "path", "scheme")
+
+    _allowed = _REQUEST_PSEUDO
+
+    def _check_pseudo(self) -> str | None:
+        get = self.pseudo.get
+        self.method = get(b":method", b"")
+        self.scheme = get(b":scheme", b"")
+        self.path = get(b":path", b"")
+        self.authority = get(b":authority", b"")
+        if not _NAME(self.method.lower()):
+            return ":method is missing or not a token"
+        if self.method == b"CONNECT":
+            if b":scheme" in self.pseudo or b":path" in self.pseudo or not self.authority:
+                return "CONNECT has :authority and neither :scheme nor :path"
+            return None
+        if not self.scheme or not self.path:
+            return "a request needs :method, :scheme and :path"
+        if self.path[:1] != b"/" and not (self.path == b"*" and self.method == b"OPTIONS"):
+            return ":path doesn't begin with /"
+        return self._check_authority()
+
+    def _check_authority(self) -> str | None:
+        hosts = [value for name, value in self.fields if name == b"host"]
+        if len(hosts) > 1:
+            return "more than one host field"
+        if hosts and self.authority and hosts[0].lower() != self.authority.lower():
+            return "host and :authority differ"
+        if self.scheme in (b"http", b"https") and not (self.authority or (hosts and hosts[0])):
+            return "neither :authority nor host"
+        if b"@" in self.authority:
+            return ":authority has a userinfo part"
+        return None
+
+
+class ResponseHead(_Message):
+    """A response's header section (section 8.3.2); `status` is 0 where it is malformed."""
+
+    __slots__ = ("status",)
+
+    _allowed = frozenset((b":status",))
+
+    def _check_pseudo(self) -> str | None:
+        text = self.pseudo.get(b":status", b"")
+        self.status = int(text) if _STATUS(text) else 0
+        if not self.status:
+            return ":status is missing or no status code"
+        if self.status == 101:
+            return "101 does not exist in HTTP/2 (section 8.6)"
+        if self.status < 200 and self.content_length is not None:
+            return "an informational response with content-length"
+        return None
+
+
+def check_regular(fields: Sequence[Field]) -> str | None:
+    """What is wrong with regular (not pseudo) fields, or None."""
+    for name, value in fields:
+        if not _NAME(name):
+            if name[:1] == b":":
+                return f"pseudo-header field {name[:32]!r} in a wrong place"
+            return f"field name {name[:32]!r} is empty, not in lower case, or has a character that is not allowed"
+        if _BAD_VALUE(value):
+            return f"a character that is not allowed in the value of {name[:32].decode()}"
+        if name in _CONNECTION_SPECIFIC:
+            return f"connection-specific field {name.decode()}"
+        if name == b"te" and value != b"trailers":
+            return "te is something else than trailers"
+    return None
+
+
+Block = TypeVar("Block", bound=HeaderBlock)
+
+_INTERNED = 512
+_INTERNED_BYTES = 2048
+
+
+def interner(kind: type[Block]) -> Callable[[Sequence[Field]], Block]:
+    """A function from field lists to blocks of this kind, the same block for the same fields.
+
+    Bounded: 512 blocks of at most 2 KiB each; when full it is emptied, which costs time and nothing else. Lists with
+    a never-indexed field are not kept: what a client marks as sensitive stays with its call.
+    """
+    known: dict[tuple[Field, ...], Block] = {}
+
+    def intern(fields: Sequence[Field]) -> Block:
+        key = tuple(fields)
+        block = known.get(key)
+        if block is not None and all(type(field) is tuple for field in key):
+            return block
+        block = kind(key)
+        size = sum([len(name) + len(value) + ENTRY_OVERHEAD for name, value in key])
+        if size <= _INTERNED_BYTES and all(type(field) is tuple for field in key):
+            if len(known) >= _INTERNED:
+                known.clear()
+            known[key] = block
+        return block
+
+    return intern
+
+
+intern_request = interner(RequestHead)
+intern_response = interner(ResponseHead)
+intern_trailers = interner(Trailers)

@@ -1,0 +1,185 @@
+"""The two roles of a connection: what a server and what a client does with header sections. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from proxy.http2 import frames, settings
+from proxy.http2.connection import Connection
+from proxy.http2.errors import ConnectionFault, ErrorCode
+from proxy.http2.headers import (
+    HeaderBlock,
+    RequestHead,
+    ResponseHead,
+    intern_request,
+    intern_response,
+    intern_trailers,
+)
+from proxy.http2.sender import Sender
+from proxy.http2.stream import Stream
+
+
+class ServerConnection(Connection):
+    """The side that takes requests."""
+
+    server = True
+
+    __slots__ = ("_refuse_above",)
+
+    def __init__(self, wake: list[Sender], stream_window: int, max_streams: int, header_list: int) -> None:
+        super().__init__(wake, stream_window, max_streams, header_list)
+        self._refuse_above = frames.MAX_STREAM_ID
+
+    def on_request(self, stream: Stream, head: RequestHead, end: bool) -> None:
+        """A request; `end` when no body follows."""
+
+    def on_request_too_large(self, stream: Stream, limit: int) -> None:
+        """A request whose header list is over the limit in bytes; answer it."""
+
+    def new_stream(self, stream_id: int) -> Stream:
+        return Stream(self, stream_id, self.stream_window, self.peer.initial_window)
+
+    def drain(self) -> None:
+        """Say that the end is near, without refusing what is on its way (section 6.8)."""
+        self.send_goaway(ErrorCode.NO_ERROR, "shutting down", frames.MAX_STREAM_ID)
+
+    def refuse_new(self) -> None:
+        """Take no further streams."""
+        self._refuse_above = self.last_remote_id
+        self.send_goaway(ErrorCode.NO_ERROR, "shutting down")
+
+    def _announced(self) -> dict[int, int]:
+        return {settings.MAX_CONCURRENT_STREAMS: self.max_streams}
+
+    def _receive_block(self, stream_id: int, end: bool, block: bytes) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            if stream.remote_closed:
+                self._decode(block, self._trailers, intern_trailers)
+                self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+            else:
+                self._receive_trailers(stream, end, block)
+            return
+        if stream_id <= self.last_remote_id:
+            if stream_id not in self.resets:
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
+            self._decode(block, self._heads, intern_request)
+            return
+        if stream_id & 1 == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream identifier is even")
+        self.last_remote_id = stream_id
+        self._new_request(stream_id, end, self._decode(block, self._heads, intern_request))
+
+    def _new_request(self, stream_id: int, end: bool, head: HeaderBlock | None) -> None:
+        if stream_id > self._refuse_above:
+            return  # GOAWAY said so; the client will repeat it elsewhere
+        if len(self.streams) >= self.max_streams:
+            self._emit(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+            self.remember_reset(stream_id)
+            return
+        stream = self.new_stream(stream_id)
+        stream.remote_closed = end
+        self.streams[stream_id] = stream
+        if head is None:
+            self.on_request_too_large(stream, self._decoder.list_limit)
+            return
+        assert isinstance(head, RequestHead)
+        if head.error is not None:
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, head.error)
+            return
+        if head.content_length is not None:
+            if end and head.content_length:
+                self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "content-length without data")
+                return
+            stream.expect = head.content_length
+        self.on_request(stream, head, end)
+
+
+class ClientConnection(Connection):
+    """The side that makes requests."""
+
+    __slots__ = ()
+
+    def on_response(self, stream: Stream, head: ResponseHead, end: bool) -> None:
+        """The final response head; `end` when neither body nor trailers follow."""
+
+    def on_informational(self, stream: Stream, head: ResponseHead) -> None:
+        """A 1xx response, before the final one."""
+
+    def on_refused(self, stream: Stream, code: int, debug: bytes) -> None:
+        """GOAWAY says that this request was not processed; the stream is already gone."""
+
+    def new_stream(self, stream_id: int) -> Stream:
+        return Stream(self, stream_id, self.stream_window, self.peer.initial_window)
+
+    def room(self) -> int:
+        """How many streams may be opened now; the peer's limit holds from its SETTINGS on."""
+        if self.closed or self.goaway_received or self.last_local_id >= frames.MAX_STREAM_ID - 2:
+            return 0
+        return min(self.peer.max_streams, self.max_streams) - len(self.streams)
+
+    def open_stream(self, head: HeaderBlock, end: bool) -> Stream:
+        """Send a request. The identifier is given here and its HEADERS leave in order; see `room` first."""
+        stream_id = self.last_local_id + 2 if self.last_local_id else 1
+        self.last_local_id = stream_id
+        stream = self.new_stream(stream_id)
+        self.streams[stream_id] = stream
+        self.send_headers(stream, head, end)
+        return stream
+
+    def _preface(self) -> bytes:
+        return frames.PREFACE
+
+    def _announced(self) -> dict[int, int]:
+        return {settings.ENABLE_PUSH: 0}
+
+    def _goaway(self, stream_id: int, flags: int, payload: bytes) -> None:
+        super()._goaway(stream_id, flags, payload)
+        last, code = frames.uint31(payload), frames.uint32(payload, 4)
+        for stream in [stream for stream in self.streams.values() if stream.id > last]:
+            self._remove(stream)
+            self.on_refused(stream, code, payload[8:])
+
+    _handlers: ClassVar[tuple[Callable[..., None], ...]] = (
+        *Connection._handlers[: frames.GOAWAY],
+        _goaway,
+        *Connection._handlers[frames.GOAWAY + 1 :],
+    )
+
+    def _receive_block(self, stream_id: int, end: bool, block: bytes) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_not_idle(stream_id, "HEADERS")
+            self._decode(block, self._trailers, intern_trailers)
+            return
+        if stream.remote_closed:
+            self._decode(block, self._trailers, intern_trailers)
+            self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+        elif stream.head_seen:
+            self._receive_trailers(stream, end, block)
+        else:
+            self._response(stream, end, self._decode(block, self._heads, intern_response))
+
+    def _response(self, stream: Stream, end: bool, head: HeaderBlock | None) -> None:
+        if head is None:
+            reason = f"a header list of more than {self._decoder.list_limit} bytes"
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, reason)
+            return
+        assert isinstance(head, ResponseHead)
+        why = head.error
+        if why is None and head.status < 200 and end:
+            why = "an informational response with END_STREAM"
+        if why is not None:
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, why)
+            return
+        if head.status < 200:
+            self.on_informational(stream, head)
+            return
+        stream.head_seen = True
+        if head.content_length is not None and not end:
+            stream.expect = head.content_length
+        stream.remote_closed = end
+        self.on_response(stream, head, end)
+        if end and stream.local_closed:
+            self._remove(stream)

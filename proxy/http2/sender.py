@@ -1,0 +1,281 @@
+"""The sending half of a connection: output, header encoding, flow control towards the peer. No I/O.
+
+Output is gathered in `out` and fetched by `take_output`; the connection puts itself into the list `wake`, once, when
+it has output, so that whoever feeds it knows whom to flush. Nothing is written while a read is being parsed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, TypeAlias
+
+from proxy.http2 import frames
+from proxy.http2.frames import DATA, END_HEADERS, END_STREAM, FRAME_HEADER, HEADERS
+from proxy.http2.headers import HeaderBlock
+from proxy.http2.hpack import Encoder
+from proxy.http2.settings import Settings
+from proxy.http2.stream import Stream
+
+Buffer: TypeAlias = "bytes | memoryview"
+
+_ENCODED_BLOCKS = 64
+_ENCODED_BYTES = 1024
+_RESETS_REMEMBERED = 512
+
+
+class Sender:
+    """See the module. `paused` is set by the transport's owner while its buffer is full: DATA then waits in the
+    streams' queues, which the windows that we advertise bound; control frames still go out."""
+
+    server = False
+
+    __slots__ = (
+        "_encoded",
+        "_encoded_generation",
+        "_encoder",
+        "blocked",
+        "closed",
+        "credit_step",
+        "dirty",
+        "goaway_sent",
+        "last_local_id",
+        "last_remote_id",
+        "out",
+        "out_size",
+        "paused",
+        "peer",
+        "resets",
+        "send_window",
+        "streams",
+        "wake",
+        "wire",
+    )
+
+    def __init__(self, wake: list[Sender], stream_window: int) -> None:
+        self.wake = wake
+        self.wire: Any = None  # not used here: where the owner of the transport finds it
+        self.out: list[Buffer] = []
+        self.out_size = 0
+        self.dirty = False
+        self.paused = False
+        self.closed = False
+        self.goaway_sent = False
+        self.peer = Settings()
+        self.send_window = frames.DEFAULT_WINDOW
+        self.streams: dict[int, Stream] = {}
+        self.blocked: dict[Stream, None] = {}
+        self.resets: dict[int, None] = {}  # streams that we reset: frames for them may still be on their way
+        self.last_local_id = 0
+        self.last_remote_id = 0
+        self.credit_step = stream_window // 2
+        self._encoder = Encoder()
+        self._encoded: dict[HeaderBlock, bytes] = {}
+        self._encoded_generation = 0
+
+    # -- for subclasses above the core
+
+    def on_stream_closed(self, stream: Stream) -> None:
+        """A stream has left the table, for whatever reason."""
+
+    # -- output
+
+    def _emit(self, data: Buffer) -> None:
+        self.out.append(data)
+        self.out_size += len(data)
+        if not self.dirty:
+            self.dirty = True
+            self.wake.append(self)
+
+    def take_output(self) -> list[Buffer]:
+        """All bytes to be written, in order; the caller writes them or closes the connection."""
+        out = self.out
+        self.out = []
+        self.out_size = 0
+        self.dirty = False
+        return out
+
+    # -- headers
+
+    def _encode(self, block: HeaderBlock) -> bytes:
+        data = self._encoded.get(block)
+        if data is not None:
+            return data
+        encoder = self._encoder
+        prefix = encoder.take_size_update()
+        data = encoder.encode(block.fields)
+        if encoder.generation != self._encoded_generation:
+            # Entries moved, or this block made one: what was encoded before now means something else.
+            self._encoded_generation = encoder.generation
+            self._encoded.clear()
+        elif len(data) <= _ENCODED_BYTES:
+            if len(self._encoded) >= _ENCODED_BLOCKS:
+                self._encoded.clear()
+            self._encoded[block] = data
+        return prefix + data
+
+    def limit_encoder(self, table_size: int) -> None:
+        self._encoder.limit_table(table_size)
+        if self._encoder.generation != self._encoded_generation:
+            self._encoded_generation = self._encoder.generation
+            self._encoded.clear()
+
+    def send_headers(self, stream: Stream, block: HeaderBlock, end: bool = False) -> None:
+        """A header section: a request, a response, an informational response."""
+        if stream.local_closed:
+            return
+        data = self._encode(block)
+        length = len(data)
+        if length <= 16_384:
+            flags = END_HEADERS | END_STREAM if end else END_HEADERS
+            self._emit(FRAME_HEADER.pack(length >> 8, length & 0xFF, HEADERS, flags, stream.id) + data)
+        else:
+            self._emit(frames.header_frames(stream.id, data, end, self.peer.max_frame))
+        if end:
+            self._local_end(stream)
+
+    def send_trailers(self, stream: Stream, block: HeaderBlock) -> None:
+        """The trailer section, behind all data that still waits."""
+        if stream.pending:
+            stream.trailers_pending = block
+        else:
+            self.send_headers(stream, block, end=True)
+
+    # -- data
+
+    def send_data(self, stream: Stream, chunk: Buffer, end: bool) -> None:
+        """Send or queue a piece of a message. What is sent is credited to the stream's partner at once."""
+        size = len(chunk)
+        if (
+            stream.pending
+            or size > stream.send_window
+            or size > self.send_window
+            or size > self.peer.max_frame
+            or self.paused
+            or stream.local_closed
+        ):
+            self._queue(stream, chunk, end)
+            return
+        stream.send_window -= size
+        self.send_window -= size
+        out = self.out
+        out.append(FRAME_HEADER.pack(size >> 8, size & 0xFF, DATA, 1 if end else 0, stream.id))
+        out.append(chunk)
+        self.out_size += size + 9
+        if not self.dirty:
+            self.dirty = True
+            self.wake.append(self)
+        if size and (partner := stream.partner) is not None:
+            partner.conn.credit(partner, size)
+        if end:
+            self._local_end(stream)
+
+    def _queue(self, stream: Stream, chunk: Buffer, end: bool) -> None:
+        if stream.local_closed:
+            return
+        if stream.pending is None:
+            stream.pending = deque()
+        if chunk or not stream.pending:
+            # A copy: a slice of a read buffer would pin the whole of it for as long as the peer likes.
+            stream.pending.append(bytes(chunk))
+        stream.end_pending = end
+        self.blocked[stream] = None
+        self._pump(stream)
+
+    def _pump(self, stream: Stream) -> bool:
+        """Send what the windows allow of one stream's queue; True when something was sent."""
+        progress = False
+        while stream.pending and not self.paused:
+            if not self._pump_frame(stream):
+                break
+            progress = True
+        return progress
+
+    def _pump_frame(self, stream: Stream) -> bool:
+        """One DATA frame from the queue, or False when a window is closed."""
+        pending = stream.pending
+        assert pending
+        chunk = pending[0]
+        room = min(stream.send_window, self.send_window, self.peer.max_frame)
+        if room <= 0 and chunk:
+            return False
+        if len(chunk) > room:
+            pending[0] = chunk[room:]
+            chunk = chunk[:room]
+        else:
+            pending.popleft()
+        last = not pending
+        size = len(chunk)
+        stream.send_window -= size
+        self.send_window -= size
+        end = last and stream.end_pending
+        self._emit(FRAME_HEADER.pack(size >> 8, size & 0xFF, DATA, END_STREAM if end else 0, stream.id))
+        self._emit(chunk)
+        if size and (partner := stream.partner) is not None:
+            partner.conn.credit(partner, size)
+        if last:
+            self._drained(stream, end)
+        return True
+
+    def _drained(self, stream: Stream, ended: bool) -> None:
+        self.blocked.pop(stream, None)
+        trailers = stream.trailers_pending
+        if ended:
+            self._local_end(stream)
+        elif trailers is not None:
+            stream.trailers_pending = None
+            self.send_headers(stream, trailers, end=True)
+
+    def pump(self) -> None:
+        """Send what has become possible, one frame a stream in turn: a long queue must not starve the others."""
+        progress = True
+        while progress and self.blocked and not self.paused and self.send_window > 0:
+            progress = False
+            for stream in list(self.blocked):
+                if stream.pending and not self.paused and self._pump_frame(stream):
+                    progress = True
+
+    # -- credit, ends
+
+    def credit(self, stream: Stream, size: int) -> None:
+        """`size` bytes that came on this stream were forwarded: the peer may send as many more, in due course."""
+        unacked = stream.unacked + size
+        if unacked >= self.credit_step and not stream.remote_closed:
+            self._emit(frames.window_update(stream.id, unacked))
+            stream.recv_window += unacked
+            unacked = 0
+        stream.unacked = unacked
+
+    def _local_end(self, stream: Stream) -> None:
+        stream.local_closed = True
+        if stream.remote_closed:
+            self._remove(stream)
+        elif self.server:
+            # The response is complete before the request is (RFC 9113 section 8.1): the rest isn't needed.
+            self.reset(stream, 0)
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """End a stream with RST_STREAM, unless it has ended already."""
+        if self.streams.get(stream.id) is stream:
+            self._emit(frames.rst_stream(stream.id, code))
+            self.remember_reset(stream.id)
+            self._remove(stream)
+
+    def remember_reset(self, stream_id: int) -> None:
+        resets = self.resets
+        resets[stream_id] = None
+        if len(resets) > _RESETS_REMEMBERED:
+            del resets[next(iter(resets))]
+
+    def _remove(self, stream: Stream) -> None:
+        if self.streams.pop(stream.id, None) is None:
+            return
+        stream.local_closed = stream.remote_closed = True
+        if stream.pending:
+            stream.pending = None
+            self.blocked.pop(stream, None)
+        self.on_stream_closed(stream)
+
+    def send_goaway(self, code: int, debug: str = "", last_stream_id: int | None = None) -> None:
+        last = self.last_remote_id if last_stream_id is None else last_stream_id
+        self._emit(frames.goaway(last, code, debug.encode()))
+        self.goaway_sent = True

@@ -1,0 +1,50 @@
+"""The record of one stream. No logic beyond its own fields, no I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.http2.headers import HeaderBlock
+    from proxy.http2.sender import Sender
+
+
+class Stream:
+    """One stream (RFC 9113 section 5.1); it is in its connection's table from its first HEADERS until it is closed.
+
+    `partner` is the stream of another connection whose data this one carries onward: bytes that this stream sends
+    are credited there, when they are sent and not before. `remote_closed` and `local_closed` say which side has sent
+    END_STREAM. `pending` holds data that no window had room for, with what comes behind it.
+    """
+
+    __slots__ = (
+        "conn",
+        "end_pending",
+        "expect",
+        "head_seen",
+        "id",
+        "local_closed",
+        "partner",
+        "pending",
+        "recv_window",
+        "remote_closed",
+        "send_window",
+        "trailers_pending",
+        "unacked",
+    )
+
+    def __init__(self, conn: Sender, stream_id: int, recv_window: int, send_window: int) -> None:
+        self.conn = conn
+        self.id = stream_id
+        self.recv_window = recv_window
+        self.send_window = send_window
+        self.unacked = 0  # bytes forwarded for which no credit was returned yet
+        self.expect = -1  # bytes of content-length still to come, or -1
+        self.remote_closed = False
+        self.local_closed = False
+        self.head_seen = False  # client role: the final response head has come
+        self.partner: Stream | None = None
+        self.pending: deque[bytes] | None = None
+        self.end_pending = False
+        self.trailers_pending: HeaderBlock | None = None

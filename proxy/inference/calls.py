@@ -1,0 +1,45 @@
+"""What a call is: its method, its deadline, whether it is gRPC at all. No I/O."""
+
+from collections.abc import Iterable
+
+Field = tuple[bytes, bytes]
+
+_INFERENCE = "/inference.GRPCInferenceService/"
+_HEALTH = "/grpc.health.v1.Health/"
+_METHODS = (
+    "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelStreamInfer",
+    "ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload",
+    "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister", "TraceSetting", "LogSettings",
+)  # fmt: skip
+KNOWN_METHODS = (*(_INFERENCE + name for name in _METHODS), _HEALTH + "Check", _HEALTH + "Watch")
+OTHER_METHOD = "other"
+_LABELS = {method.encode(): method for method in KNOWN_METHODS}
+
+_UNITS = {ord("H"): 3600.0, ord("M"): 60.0, ord("S"): 1.0, ord("m"): 1e-3, ord("u"): 1e-6, ord("n"): 1e-9}
+
+
+def method_label(path: bytes) -> str:
+    """The method as a metric label: the inference protocol's and health's own, "other" for whatever else is sent."""
+    return _LABELS.get(path, OTHER_METHOD)
+
+
+def is_grpc(content_type: bytes) -> bool:
+    """application/grpc, with +proto and the like or parameters behind it; not application/grpc-web."""
+    return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
+
+
+def parse_timeout(value: bytes) -> float:
+    """grpc-timeout in seconds: one to eight digits and a unit. ValueError for anything else."""
+    digits, unit = value[:-1], _UNITS.get(value[-1]) if value else None
+    if unit is None or not digits.isdigit() or len(digits) > 8:
+        raise ValueError(f"grpc-timeout is {value[:32]!r}; it is one to eight digits and one of H M S m u n")
+    return int(digits) * unit
+
+
+def first(fields: Iterable[Field], name: bytes) -> bytes | None:
+    """The first value of a field."""
+    for key, value in fields:
+        if key == name:
+            return value
+    return None

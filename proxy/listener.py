@@ -1,0 +1,238 @@
+"""The public port: accepts connections within limits.connections, gives each a TLS shell and, once its handshake
+is done, a session; sees to it that handshakes end in time and that idle connections are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
+
+from proxy import identity
+from proxy.config.model import Settings
+from proxy.identity import Identity
+from proxy.relay.downstream import Downstream
+from proxy.relay.relay import Relay
+from proxy.telemetry.log import throttled
+from proxy.telemetry.metrics import Counters
+from proxy.tls import reasons
+from proxy.tls.reasons import Reason
+from proxy.tls.shell import Session, Shell
+
+_BACKLOG = 1024
+_SWEEP_SECONDS = 1.0
+
+
+class Listener:
+    """The gRPC port. Also what all its TLS shells share (tls.shell.Host)."""
+
+    def __init__(self, settings: Settings, context: ssl.SSLContext, relay: Relay, counters: Counters) -> None:
+        self.context = context
+        self.relay = relay
+        self.begin: Callable[[], None] = relay.begin
+        self.flush: Callable[[], None] = relay.flush
+        self.port = 0
+        self._settings = settings
+        self._counters = counters
+        self._shells: dict[Shell, None] = {}
+        self._handshaking: dict[Shell, None] = {}  # in the order of their beginning
+        self._servers: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []  # bound, not accepting yet
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._idle_since: dict[Shell, float] = {}
+
+    # -- life
+
+    def bind(self) -> None:
+        """Take the port. OSError where the address can't be had."""
+        self._sockets = bind(self._settings.host, self._settings.grpc_port)
+        self.port = self._sockets[0].getsockname()[1]
+
+    async def start(self) -> None:
+        """Accept connections."""
+        loop = asyncio.get_running_loop()
+        for sock in self._sockets:
+            sock.listen(_BACKLOG)
+            server = await loop.create_server(partial(Shell, self), sock=sock, backlog=_BACKLOG)
+            self._servers.append(server)
+        self._sockets = []
+        self._sweep()
+
+    def stop_accepting(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        self._sockets = []
+        for server in self._servers:
+            server.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    def sessions(self) -> list[Downstream]:
+        return [shell.session for shell in self._shells if isinstance(shell.session, Downstream)]
+
+    @property
+    def connections_open(self) -> int:
+        return len(self._shells)
+
+    def streams_open(self) -> int:
+        return sum(len(session.streams) for session in self.sessions())
+
+    def drain(self) -> None:
+        """Tell every client that the end is near; what they have begun or are about to is still served."""
+        for session in self.sessions():
+            session.drain()
+        self.flush()
+
+    def refuse_new(self) -> None:
+        """Take no further calls, and close the connections that have none."""
+        for shell in list(self._shells):
+            session = shell.session
+            if isinstance(session, Downstream):
+                session.refuse_new()
+        self.flush()
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close connections without a call."""
+        for shell in list(self._shells):
+            session = shell.session
+            if not isinstance(session, Downstream) or not session.streams:
+                shell.close("shutting down")
+
+    def close_all(self) -> None:
+        """End what still runs: calls are answered, connections closed."""
+        self.relay.begin()
+        for shell in list(self._shells):
+            if isinstance(shell.session, Downstream):
+                shell.session.end_calls("the gate is shutting down")
+        self.flush()
+        for shell in list(self._shells):
+            shell.close("shutting down")
+        self.flush()
+
+    def abort(self) -> None:
+        for shell in list(self._shells):
+            shell.abort()
+
+    # -- tls.shell.Host
+
+    def opened(self, shell: Shell) -> None:
+        counters = self._counters
+        counters.connections_total += 1
+        if len(self._shells) >= self._settings.limits.connections:
+            counters.connections_refused += 1
+            throttled(
+                logging.WARNING,
+                "refused connections",
+                "%s: refused, %d connections are open (limits.connections)",
+                shell.peer_name,
+                len(self._shells),
+            )
+            self._shells[shell] = None
+            shell.abort()
+            return
+        shell.since = asyncio.get_running_loop().time()
+        self._shells[shell] = None
+        self._handshaking[shell] = None
+
+    def established(self, shell: Shell, tls: ssl.SSLObject) -> Session | Reason:
+        self._handshaking.pop(shell, None)
+        if tls.selected_alpn_protocol() != "h2":
+            return reasons.NO_ALPN
+        client: Identity | None = None
+        certificate = tls.getpeercert(binary_form=True)
+        if certificate is not None:
+            try:
+                client = identity.from_certificate(certificate)
+            except ValueError:
+                return reasons.BAD_IDENTITY
+        self._counters.handshakes["ok"] += 1
+        return Downstream(self.relay, shell, shell.peer_name, client)
+
+    def failed(self, shell: Shell, reason: Reason) -> None:
+        label, words = reason
+        self._counters.handshakes[label] += 1
+        throttled(logging.WARNING, "failed handshakes", "%s: TLS: %s [%s]", shell.peer_name, words, label)
+
+    def closed(self, shell: Shell) -> None:
+        self._shells.pop(shell, None)
+        self._handshaking.pop(shell, None)
+        self._idle_since.pop(shell, None)
+
+    def count(self, received: int, sent: int) -> None:
+        self._counters.downstream_received += received
+        self._counters.downstream_sent += sent
+
+    # -- time
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for shell in list(self._handshaking):
+            if now - shell.since < self._settings.timeouts.handshake:
+                break
+            shell.timed_out()
+            self._handshaking.pop(shell, None)
+        if self._settings.timeouts.idle:
+            self._close_idle_ones(now)
+        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _close_idle_ones(self, now: float) -> None:
+        """Connections that have had no call for timeouts.idle seconds get GOAWAY and are closed."""
+        for shell in list(self._shells):
+            session = shell.session
+            if not isinstance(session, Downstream):
+                continue
+            seen = (session.last_remote_id, bool(session.streams))
+            if seen[1] or shell not in self._idle_since or shell.idle_mark != seen[0]:
+                shell.idle_mark = seen[0]
+                self._idle_since[shell] = now
+            elif now - self._idle_since[shell] >= self._settings.timeouts.idle:
+                session.refuse_new()
+                self.flush()
+                shell.close("idle")
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on a host's addresses, or on all of IPv4 and IPv6 where host is empty.
+
+    With port 0 all of them get the same free port. OSError names the address that can't be had.
+    """
+    flags = socket.AI_PASSIVE
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            sock = _bind_one(family, kind, protocol, (address[0], port, *address[2:]), optional=not host)
+            if sock is not None:
+                sockets.append(sock)
+                port = sock.getsockname()[1]
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    if not sockets:
+        raise OSError(f"no address to listen on for host {host!r}")
+    return sockets
+
+
+def _bind_one(family: int, kind: int, protocol: int, address: tuple[object, ...], optional: bool) -> socket.socket | None:
+    try:
+        sock = socket.socket(family, kind, protocol)
+    except OSError:
+        if optional:
+            return None  # a kernel without IPv6
+        raise
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"can't listen on {address[0]} port {address[1]}: {error.strerror}") from None
+    return sock

@@ -1,0 +1,58 @@
+"""What the relay derives from a request's header block; derived once and kept in the block's `note`.
+
+Nothing here may depend on the connection or the client: the same block serves all of them.
+"""
+
+from __future__ import annotations
+
+from proxy.http2 import HeaderBlock, RequestHead
+from proxy.inference import calls, status
+from proxy.inference.status import Code
+from proxy.telemetry.metrics import Route
+
+_HTTP_SCHEME = (b":scheme", b"http")
+_MAX_TIMEOUT = 10 * 365 * 86_400.0
+
+
+class Facts:
+    """`forward` is the block to send upstream; `refusal` the answer to send instead, with `refusal_code`."""
+
+    __slots__ = ("forward", "path", "refusal", "refusal_code", "route", "timeout", "timeout_text")
+
+    def __init__(self, head: RequestHead, routes: dict[str, Route]) -> None:
+        self.path = head.path.decode("latin-1")
+        self.route = routes[calls.method_label(head.path)]
+        self.timeout: float | None = None
+        self.timeout_text = ""
+        self.refusal: HeaderBlock | None = None
+        self.refusal_code = Code.OK
+        # The hop upstream is plaintext, so its scheme is http, whatever the client's was.
+        self.forward = HeaderBlock(
+            [_HTTP_SCHEME if field[0] == b":scheme" else field for field in head.fields],
+            checked=True,
+        )
+        self._judge(head)
+
+    def _judge(self, head: RequestHead) -> None:
+        if head.method != b"POST" or not calls.is_grpc(head.get(b"content-type", b"") or b""):
+            self.refusal_code = Code.UNKNOWN
+            self.refusal = _not_grpc(head)
+            return
+        timeout = head.get(b"grpc-timeout")
+        if timeout is not None:
+            try:
+                self.timeout = min(calls.parse_timeout(timeout), _MAX_TIMEOUT)
+                self.timeout_text = f"{self.timeout:g} s"
+            except ValueError as error:
+                self._refuse(Code.INTERNAL, str(error))
+
+    def _refuse(self, code: Code, message: str) -> None:
+        self.refusal_code = code
+        self.refusal = HeaderBlock(status.trailers_only(code, message), checked=True)
+
+
+def _not_grpc(head: RequestHead) -> HeaderBlock:
+    """An HTTP status for who doesn't speak gRPC: 405 or, as "gRPC over HTTP/2" asks, 415."""
+    if head.method != b"POST":
+        return HeaderBlock([(b":status", b"405"), (b"allow", b"POST"), (b"content-length", b"0")], checked=True)
+    return HeaderBlock([(b":status", b"415"), (b"accept", b"application/grpc"), (b"content-length", b"0")], checked=True)

@@ -1,0 +1,76 @@
+"""What all connections of one gate share: the list of connections to flush, the clock of the current read,
+the deadlines, the counters, the way to the upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.config.model import Limits
+from proxy.http2 import Buffer, Sender
+from proxy.relay.deadlines import SLOT_SECONDS, Deadlines
+from proxy.telemetry.metrics import Counters
+
+if TYPE_CHECKING:
+    from proxy.relay.downstream import Call
+    from proxy.upstream.pool import Pool
+
+log = logging.getLogger("tensorgate")
+
+
+class Wire(Protocol):
+    """Where a connection's output goes."""
+
+    def write(self, out: list[Buffer], size: int) -> None: ...
+
+    def close(self, why: str) -> None: ...
+
+
+class Relay:
+    """Shared by all connections. `now` is the monotonic time of the read, timer or event being worked on."""
+
+    def __init__(self, counters: Counters, limits: Limits, access_log: bool) -> None:
+        self.counters = counters
+        self.limits = limits
+        self.access_log = access_log
+        self.wake: list[Sender] = []
+        self.deadlines: Deadlines[Call] = Deadlines()
+        self.now = monotonic()
+        self.pool: Pool
+        self.calls_open: Callable[[], int] = lambda: 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Something happens: take its time."""
+        self.now = monotonic()
+
+    def flush(self) -> None:
+        """Write the output of every connection that has any, once; close those that have ended."""
+        wake = self.wake
+        while wake:
+            batch = wake[:]
+            wake.clear()
+            for conn in batch:
+                size = conn.out_size
+                wire: Wire = conn.wire
+                wire.write(conn.take_output(), size)
+                if conn.closed:
+                    wire.close("a connection error")
+
+    def add_deadline(self, call: Call, seconds: float) -> None:
+        self.deadlines.add(call, self.now + seconds)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.begin()
+        for call in self.deadlines.due(self.now):
+            call.expire()
+        self.flush()
+        if self.deadlines:
+            self._timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._tick)

@@ -1,0 +1,171 @@
+"""An upstream connection as the relay sees it: what comes back for each call, and what becomes of calls when it ends.
+
+The upstream is checked as strictly as a client: whatever it breaks, its caller gets a status in words and keeps
+its connection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.http2 import (
+    Buffer,
+    ConnectionFault,
+    ErrorCode,
+    HeaderBlock,
+    ResponseHead,
+    Stream,
+    Trailers,
+    error_name,
+)
+from proxy.inference import calls, status
+from proxy.inference.status import Code
+from proxy.relay.downstream import Call
+from proxy.relay.relay import Relay
+from proxy.upstream.link import UpstreamConnection
+
+if TYPE_CHECKING:
+    from proxy.upstream.pool import Pool
+
+_HEADER_LIST = 1024 * 1024
+
+
+class Upstream(UpstreamConnection):
+    """One connection to the backend, shared by the calls of many clients."""
+
+    __slots__ = ("_fault", "_settings_seen", "pool", "relay")
+
+    def __init__(self, relay: Relay, pool: Pool) -> None:
+        self.relay = relay
+        self.pool = pool
+        self._settings_seen = False
+        self._fault = ""
+        limits = relay.limits
+        super().__init__(
+            relay.wake, limits.stream_window_bytes, limits.streams_per_upstream_connection, _HEADER_LIST
+        )
+
+    def _name(self) -> str:
+        return f"upstream {self.pool.address}"
+
+    # -- answers
+
+    def on_response(self, stream: Stream, head: ResponseHead, end: bool) -> None:
+        call = stream.partner
+        assert isinstance(call, Call)
+        note: tuple[Code | None, str | None] | None = head.note
+        if note is None:
+            note = head.note = _judge_response(head)
+        code, complaint = note
+        if complaint is not None:
+            call.answer(code or Code.UNKNOWN, f"{self._name()}: {complaint}")
+            return
+        if end and code is None:
+            call.answer(Code.INTERNAL, f"{self._name()} ended its response without grpc-status")
+            return
+        call.responding = True
+        call.conn.send_headers(call, head, end)
+        if end:
+            call.finish(code or Code.OK)
+
+    def on_informational(self, stream: Stream, head: ResponseHead) -> None:
+        call = stream.partner
+        assert isinstance(call, Call)
+        call.conn.send_headers(call, head)
+
+    def on_data(self, stream: Stream, chunk: Buffer, end: bool) -> None:
+        call = stream.partner
+        assert call is not None
+        call.conn.send_data(call, chunk, False)
+        if end:
+            assert isinstance(call, Call)
+            trailers = status.trailers(Code.INTERNAL, f"{self._name()} ended its response without grpc-status")
+            call.conn.send_trailers(call, HeaderBlock(trailers, checked=True))
+            call.finish(Code.INTERNAL)
+
+    def on_trailers(self, stream: Stream, trailers: Trailers) -> None:
+        call = stream.partner
+        assert isinstance(call, Call)
+        code: Code | None = trailers.note
+        if code is None:
+            code = trailers.note = status.read(trailers.fields)
+            if code is None:
+                call.answer(Code.INTERNAL, f"{self._name()} ended its response without grpc-status")
+                return
+        call.conn.send_trailers(call, trailers)
+        call.finish(code)
+
+    # -- endings
+
+    def on_reset(self, stream: Stream, code: int) -> None:
+        """RST_STREAM crosses the gate as it came; the client makes a status of it."""
+        call = stream.partner
+        assert isinstance(call, Call)
+        if not call.done:
+            call.conn.reset(call, code)
+            call.finish(status.from_reset(code))
+
+    def on_stream_fault(self, stream: Stream, code: ErrorCode, reason: str) -> None:
+        call = stream.partner
+        assert isinstance(call, Call)
+        call.answer(Code.INTERNAL, f"{self._name()} broke HTTP/2: {reason}")
+
+    def on_refused(self, stream: Stream, code: int, debug: bytes) -> None:
+        call = stream.partner
+        assert isinstance(call, Call)
+        call.answer(Code.UNAVAILABLE, f"{self._name()} went away before it took the call{_goaway_text(code, debug)}")
+
+    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
+        if code:
+            self._fault = f"it sent GOAWAY{_goaway_text(code, debug)}"
+        self.pool.going_away(self)
+        if not self.streams:
+            self.link.close("it went away")
+
+    def on_stream_closed(self, stream: Stream) -> None:
+        if self.goaway_received or self.last_local_id >= 2**31 - 3:
+            if not self.streams:
+                self.link.close("it went away")
+        elif self.pool.waiting:
+            self.pool.serve()
+
+    def on_connection_fault(self, fault: ConnectionFault) -> None:
+        self._fault = f"it broke HTTP/2: {fault.reason}"
+        if not self._settings_seen:
+            self._fault = f"it doesn't speak HTTP/2 without TLS (h2c): {fault.reason}"
+        self.link.why = self._fault
+        self.pool.going_away(self)
+
+    def on_settings(self) -> None:
+        if not self._settings_seen:
+            self._settings_seen = True
+            if not self.link.ready.done():
+                self.link.ready.set_result(None)
+        elif self.pool.waiting:
+            self.pool.serve()
+
+    def on_link_lost(self, why: str) -> None:
+        why = self._fault or why
+        for stream in list(self.streams.values()):
+            call = stream.partner
+            stream.local_closed = stream.remote_closed = True
+            assert isinstance(call, Call)
+            call.answer(Code.UNAVAILABLE, f"{self._name()}: {why}")
+        self.streams.clear()
+        self.blocked.clear()
+
+
+def _judge_response(head: ResponseHead) -> tuple[Code | None, str | None]:
+    """(grpc-status of a trailers-only answer or None, what is wrong with it as a gRPC response or None)."""
+    content_type = head.get(b"content-type")
+    if head.status != 200:
+        return status.read(head.fields) or status.from_http(head.status), f"HTTP status {head.status} instead of gRPC"
+    if content_type is not None and not calls.is_grpc(content_type):
+        text = content_type[:64].decode("latin-1")
+        return Code.UNKNOWN, f"a response of type {text} instead of gRPC"
+    return status.read(head.fields), None
+
+
+def _goaway_text(code: int, debug: bytes) -> str:
+    text = debug[:128].decode("utf-8", "replace")
+    return f": {error_name(code)}{' ' + text if text else ''}"

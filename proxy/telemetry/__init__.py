@@ -1,0 +1,1 @@
+"""Counters, the metrics page made from them, and the log."""

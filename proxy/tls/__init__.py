@@ -1,0 +1,1 @@
+"""TLS: the server's context and handshakes, and a development CA (`pki`)."""

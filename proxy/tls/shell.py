@@ -1,0 +1,323 @@
+"""The TLS transport of one client connection: OpenSSL between two memory buffers.
+
+asyncio's own TLS protocol is not used, because it closes a failed handshake without sending the alert that tells the
+client why, reports neither the reason nor the bytes of plaintext sent to the port, and keeps a read buffer for each
+connection. This one reads into one buffer of the process, so that an idle connection holds little but OpenSSL's state.
+
+It feeds what was decrypted to a Session and knows nothing of HTTP/2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from proxy.http2 import Buffer
+from proxy.tls import reasons
+from proxy.tls.reasons import Reason
+
+_READ_BYTES = 65_536
+_RECORD_BYTES = 16_640  # the longest TLS record with its overhead
+_WRITE_SLICE = 65_536
+_WRITE_HIGH = 262_144
+_LINGER_SECONDS = 1.0
+
+# One buffer for all connections: the event loop fills it and calls buffer_updated before it asks for it again.
+_read_buffer = memoryview(bytearray(_READ_BYTES))
+
+
+class Session(Protocol):
+    """What runs on top of an open TLS connection."""
+
+    paused: bool
+
+    def receive(self, data: bytes) -> None: ...
+
+    def pump(self) -> None: ...
+
+    def lost(self) -> None: ...
+
+
+class Host(Protocol):
+    """What all connections of a listener share."""
+
+    context: ssl.SSLContext
+    begin: Callable[[], None]
+    flush: Callable[[], None]
+
+    def opened(self, shell: Shell) -> None: ...
+
+    def established(self, shell: Shell, tls: ssl.SSLObject) -> Session | Reason: ...
+
+    def failed(self, shell: Shell, reason: Reason) -> None: ...
+
+    def closed(self, shell: Shell) -> None: ...
+
+    def count(self, received: int, sent: int) -> None: ...
+
+
+class Shell(asyncio.BufferedProtocol):
+    """See the module. `since` is when the connection was accepted, in the loop's time."""
+
+    __slots__ = (
+        "_closing",
+        "_got_data",
+        "_host",
+        "_incoming",
+        "_linger",
+        "_outgoing",
+        "_read",
+        "_start",
+        "_tls",
+        "_transport",
+        "idle_mark",
+        "peer_name",
+        "session",
+        "since",
+    )
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._transport: asyncio.Transport | None = None
+        self._tls: ssl.SSLObject | None = None
+        self._start = b""  # what has come before it was clear that it is TLS
+        self._closing = False
+        self._got_data = False
+        self._linger: asyncio.TimerHandle | None = None
+        self.session: Session | None = None
+        self.peer_name = "?"
+        self.since = 0.0
+        self.idle_mark = 0  # for the listener: the last stream seen when it looked for idle connections
+
+    # -- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH)
+        peer = transport.get_extra_info("peername")
+        self.peer_name = f"{peer[0]}:{peer[1]}" if peer else "?"
+        self._host.opened(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._closing:
+            return
+        host = self._host
+        host.count(nbytes, 0)
+        if self.session is not None:
+            host.begin()
+            self._incoming.write(_read_buffer[:nbytes])
+            self._decrypt(self.session)
+            host.flush()
+        elif self._tls is not None:
+            self._incoming.write(_read_buffer[:nbytes])
+            self._handshake()
+        else:
+            self._begin(bytes(_read_buffer[:nbytes]))
+
+    def eof_received(self) -> None:
+        """Closing a TCP connection without close_notify may cut a message short, but HTTP/2 frames say so."""
+        if self._tls is not None and self.session is None and not self._closing:
+            self._fail(reasons.CLOSED_BY_CLIENT)
+        elif self.session is not None and not self._got_data and not self._closing:
+            self._host.failed(self, reasons.NO_PREFACE)
+            self._got_data = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._linger is not None:
+            self._linger.cancel()
+        if not self._closing:
+            self._report_early_end()
+        self._closing = True
+        host = self._host
+        if self.session is not None:
+            host.begin()
+            self.session.lost()
+            self.session = None
+            host.flush()
+        host.closed(self)
+
+    def pause_writing(self) -> None:
+        if self.session is not None:
+            self.session.paused = True
+
+    def resume_writing(self) -> None:
+        if self.session is not None:
+            self._host.begin()
+            self.session.paused = False
+            self.session.pump()
+            self._host.flush()
+
+    # -- the beginning
+
+    def _begin(self, data: bytes) -> None:
+        """The first bytes: a ClientHello, or something that is no TLS at all."""
+        self._start += data
+        reason = reasons.of_plaintext(self._start)
+        if reason is not None:
+            if self._transport is not None and (answer := _PLAINTEXT_ANSWERS.get(reason[0])):
+                self._transport.write(answer)
+            self._fail(reason)
+        elif self._start[0] == reasons.HANDSHAKE_RECORD:
+            self._incoming = ssl.MemoryBIO()
+            self._outgoing = ssl.MemoryBIO()
+            self._tls = self._host.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+            self._incoming.write(self._start)
+            self._start = b""
+            self._handshake()
+
+    def _handshake(self) -> None:
+        assert self._tls is not None
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send_outgoing()
+        except ssl.SSLError as error:
+            self._send_outgoing()  # the alert
+            self._fail(reasons.of_error(error))
+        else:
+            self._established()
+
+    def _established(self) -> None:
+        assert self._tls is not None
+        result = self._host.established(self, self._tls)
+        if isinstance(result, tuple):
+            self._send_outgoing()
+            self._fail(result)
+            return
+        self._read = self._tls.read
+        self.session = result
+        self._host.begin()
+        self._send_outgoing()
+        if self._incoming.pending:
+            self._decrypt(result)
+        self._host.flush()
+
+    # -- data
+
+    def _decrypt(self, session: Session) -> None:
+        """Hand all that can be decrypted to the session in one piece."""
+        incoming, read = self._incoming, self._read
+        chunks: list[bytes] = []
+        ended = False
+        try:
+            while incoming.pending:
+                data = read(_RECORD_BYTES)
+                if not data:
+                    ended = True  # close_notify
+                    break
+                chunks.append(data)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            self._send_outgoing()
+            self.close("broken TLS")
+            return
+        if chunks:
+            self._got_data = True
+            session.receive(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if ended:
+            if not self._got_data:
+                self._host.failed(self, reasons.NO_PREFACE)
+                self._got_data = True
+            self.close("close_notify")
+
+    def write(self, out: list[Buffer], size: int) -> None:
+        """Encrypt and send; the pieces of one read leave in as few records as they fit into."""
+        if self._tls is None or self._closing:
+            return
+        write = self._tls.write
+        try:
+            if size <= 16_384:
+                write(b"".join(out))
+                self._send_outgoing()
+                return
+            data = memoryview(b"".join(out))
+            sent = 0
+            while sent < size:
+                limit = min(sent + _WRITE_SLICE, size)
+                while sent < limit:
+                    sent += write(data[sent:limit])
+                self._send_outgoing()
+        except ssl.SSLError:
+            # Nothing of ours makes OpenSSL refuse to encrypt; the connection is broken beyond repair.
+            self._closing = True
+            if self._transport is not None:
+                self._transport.abort()
+
+    def _send_outgoing(self) -> None:
+        data = self._outgoing.read()
+        if data and self._transport is not None:
+            self._transport.write(data)
+            self._host.count(0, len(data))
+
+    # -- the end
+
+    def _fail(self, reason: Reason) -> None:
+        if not self._closing:
+            self._host.failed(self, reason)
+            self._finish_writing()
+
+    def timed_out(self) -> None:
+        """The handshake takes too long."""
+        if not self._closing:
+            self._host.failed(self, reasons.TIMEOUT)
+            self._closing = True
+            if self._transport is not None:
+                self._transport.abort()
+
+    def close(self, why: str) -> None:
+        """Send close_notify, then end the connection."""
+        if self._closing:
+            return
+        if self._tls is not None and self.session is not None:
+            try:
+                self._tls.unwrap()
+            except ssl.SSLError:
+                pass  # SSLWantReadError: the client's close_notify has not come, and nobody waits for it
+            self._send_outgoing()
+        self._finish_writing()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _finish_writing(self) -> None:
+        """Close our side and let the client read what was sent: closing at once, with input unread, would make the
+        kernel send a reset that destroys the alert or GOAWAY on its way."""
+        self._closing = True
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.abort)
+
+    def _report_early_end(self) -> None:
+        if self.session is None and self._tls is not None:
+            self._host.failed(self, reasons.CLOSED_BY_CLIENT)
+        elif self.session is not None and not self._got_data:
+            self._host.failed(self, reasons.NO_PREFACE)
+
+
+_TELL = b"this port speaks TLS: use a secure channel (https)"
+_PLAINTEXT_ANSWERS = {
+    "plaintext_http": (
+        b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: "
+        b"%d\r\n\r\n%s\n" % (len(_TELL) + 1, _TELL)
+    ),
+    # SETTINGS, then GOAWAY with INADEQUATE_SECURITY (0xc): gRPC clients show its text.
+    "plaintext_h2c": (
+        b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+        + (8 + len(_TELL)).to_bytes(3, "big")
+        + b"\x07\x00\x00\x00\x00\x00"
+        + b"\x00\x00\x00\x00\x00\x00\x00\x0c"
+        + _TELL
+    ),
+}

@@ -1,0 +1,1 @@
+"""The backend side: connections to it, and who gets one."""

@@ -1,0 +1,95 @@
+"""The embedded backend as a child process: started, watched and started again by the gate.
+
+It is an upstream like any other, behind a unix socket in a folder that only this user can enter. The child ends
+when its standard input does, so that it never outlives a gate that was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from proxy.config.model import Address
+from proxy.spawn import spawn
+
+_log = logging.getLogger("tensorgate")
+
+_FIRST_BACKOFF = 0.2
+_LAST_BACKOFF = 10.0
+_STABLE_SECONDS = 30.0
+_STOP_SECONDS = 5.0
+
+
+class EmbeddedBackend:
+    """`address` is where it listens, from `start` on."""
+
+    def __init__(self, repository: Path, log_level: str) -> None:
+        self._repository = repository
+        self._log_level = log_level
+        self._folder = Path(tempfile.mkdtemp(prefix="tensorgate-"))  # mode 0700
+        self.address = Address(path=str(self._folder / "backend.sock"))
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Start the process; what becomes of it is seen by who connects to `address`."""
+        await self._launch()
+        self._watch = spawn(self._keep_running(), "embedded backend")
+
+    async def stop(self) -> None:
+        self._stopping = True
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        if self._watch is not None:
+            self._watch.cancel()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _launch(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # a folder named `proxy` where the gate was started must not be taken for this package
+            "-m",
+            "proxy",
+            "backend",
+            str(self._repository),
+            "--listen",
+            str(self.address),
+            "--exit-on-stdin-eof",
+            "--log-level",
+            self._log_level,
+            stdin=asyncio.subprocess.PIPE,
+        )
+
+    async def _keep_running(self) -> None:
+        """Start it again whenever it ends, with backoff while it doesn't stay up."""
+        loop = asyncio.get_running_loop()
+        backoff = _FIRST_BACKOFF
+        while not self._stopping:
+            assert self._process is not None
+            started = loop.time()
+            code = await self._process.wait()
+            if self._stopping:
+                return
+            if loop.time() - started > _STABLE_SECONDS:
+                backoff = _FIRST_BACKOFF
+            _log.error("the embedded backend ended (%s); starting it again in %.1f s", _exit(code), backoff)
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, _LAST_BACKOFF)
+            await self._launch()
+
+
+def _exit(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,61 @@
+"""Facts about the machine and the programs, printed with the figures that mean nothing without them."""
+
+import os
+import platform
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# Daemons live in sbin, which an ordinary user's PATH often lacks.
+SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program: beside this interpreter (PyPI's envoy), then on PATH, then in sbin; None if absent."""
+    folders = [str(Path(sys.executable).parent), *os.get_exec_path(), *SBIN]
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
+def program_version(path: str, flag: str) -> str:
+    """The version number that `path flag` prints, or "unknown"."""
+    try:
+        done = subprocess.run([path, flag], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    # Envoy prints a commit hash first; its number stands between slashes.
+    found = re.search(r"(?:^|[ /])v?(\d+\.\d+(?:\.\d+)?)", done.stdout + done.stderr)
+    return found.group(1) if found else "unknown"
+
+
+def facts() -> dict[str, str]:
+    """The machine and this Python: name -> words."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "load average at start": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        "python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}, uvloop {_package('uvloop')}",
+    }
+
+
+def gate_environment() -> list[str]:
+    """Settings of the gate that come from the environment: with any of these it doesn't run at its defaults."""
+    return sorted(f"{key}={value}" for key, value in os.environ.items() if key.startswith("TENSORGATE_"))
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _package(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
