@@ -8,7 +8,6 @@ import logging
 import signal
 import ssl
 import sys
-import traceback
 from typing import Any
 
 import uvloop
@@ -138,7 +137,7 @@ class Gate:
 
     def _new_link(self, pool: Pool) -> Link:
         relay = self.relay
-        return Link(Upstream(relay, pool), self.counters, relay.begin, relay.flush, pool.lost)
+        return Link(lambda: Upstream(relay, pool), self.counters, relay.begin, relay.flush, pool.lost)
 
     def _upstreams(self) -> list[tuple[str, int, int]]:
         pool = self.pool
@@ -190,8 +189,7 @@ async def _run(settings: Settings, context: ssl.SSLContext) -> int:
 def _unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """An error that nobody handled. Throttled: if a client can provoke it, it must not fill the disk as well."""
     error = context.get("exception")
-    text = "".join(traceback.format_exception(error)) if error is not None else ""
-    log_setup.throttled(logging.ERROR, "internal errors", "internal error: %s\n%s", context.get("message"), text)
+    log_setup.throttled(logging.ERROR, "internal errors", "internal error: %s", context.get("message"), error=error)
 
 
 async def _announce(gate: Gate, stop: asyncio.Queue[signal.Signals]) -> None:

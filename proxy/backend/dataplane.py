@@ -92,12 +92,18 @@ def check(
     batch = _check_batch(spec, pairs) if spec.max_batch_size else None
     for name in wanted:
         if name not in spec.output_named:
-            raise invalid(f"output '{name}' is not an output of model '{spec.name}', which has {_names(spec.output_named)}")
+            has = _names(spec.output_named)
+            raise invalid(f"output '{name}' is not an output of model '{spec.name}', which has {has}")
     return Inference(spec, pairs, frozenset(wanted) or None, batch, shared_outputs)
 
 
 def _names(tensors: Mapping[str, TensorSpec]) -> str:
     return ", ".join(f"'{name}'" for name in tensors)
+
+
+def _shown(shape: Sequence[int]) -> str:
+    # The client chooses how many there are; a message has to stay a message.
+    return str(list(shape)) if len(shape) <= 16 else f"[{', '.join(map(str, shape[:8]))}, ...]"
 
 
 def _check_complete(spec: ModelSpec, seen: set[str]) -> None:
@@ -118,10 +124,10 @@ def _check_input(spec: ModelSpec, expected: TensorSpec, tensor: InputTensor) -> 
     shape = tensor.shape
     dims = expected.dims if not spec.max_batch_size else (-1, *expected.dims)
     if len(shape) != len(dims):
-        batch = " (the first is the batch)" if spec.max_batch_size else ""
+        batch = ", the first being the batch" if spec.max_batch_size else ""
         raise invalid(
-            f"{label}: shape {list(shape)} has {len(shape)} dimensions, model '{spec.name}' expects {len(dims)}{batch}: "
-            f"{list(dims)}"
+            f"{label}: shape {_shown(shape)} has {len(shape)} dimensions, "
+            f"model '{spec.name}' expects {len(dims)}{batch}: {list(dims)}"
         )
     for got, wanted in zip(shape, dims, strict=True):
         if got < 0:
@@ -136,7 +142,8 @@ def _check_size(label: str, expected: TensorSpec, tensor: InputTensor) -> None:
     count = element_count(label, tensor.shape, size)
     if tensor.values is not None:
         if len(tensor.values) != count:
-            raise invalid(f"{label}: shape {list(tensor.shape)} has {count} elements, contents has {len(tensor.values)}")
+            given = len(tensor.values)
+            raise invalid(f"{label}: shape {list(tensor.shape)} has {count} elements, contents has {given}")
     elif tensor.raw is None:
         raise invalid(f"{label}: has no data")
     elif expected.datatype is BYTES:
@@ -147,9 +154,8 @@ def _check_size(label: str, expected: TensorSpec, tensor: InputTensor) -> None:
                 f"got {len(tensor.raw)} bytes"
             )
     elif len(tensor.raw) != count * size:
-        raise invalid(
-            f"{label}: shape {list(tensor.shape)} of {tensor.datatype} takes {count * size} bytes, got {len(tensor.raw)}"
-        )
+        shape, given = list(tensor.shape), len(tensor.raw)
+        raise invalid(f"{label}: shape {shape} of {tensor.datatype} takes {count * size} bytes, got {given}")
 
 
 def _check_batch(spec: ModelSpec, pairs: Sequence[tuple[TensorSpec, InputTensor]]) -> int | None:

@@ -23,6 +23,7 @@ from proxy.http2 import (
 )
 from proxy.identity import Identity
 from proxy.inference import status
+from proxy.inference.calls import OTHER_METHOD
 from proxy.inference.status import Code
 from proxy.relay.facts import Facts
 from proxy.relay.relay import Relay, Wire, log
@@ -120,6 +121,8 @@ class Call(Stream):
             partner.conn.reset(partner, reset_code)
         facts = self.facts
         if facts is not None:
+            if code == 0 and facts.route.method == OTHER_METHOD:
+                facts.route = relay.counters.learn(facts.path)
             facts.route.add(code, relay.now - self.started)
             if relay.access_log:
                 self._log(facts, code)

@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_timestamp(record)} {record.levelname.lower():7} {record.getMessage()}"
+        line = f"{_timestamp(record)} {record.levelname.lower():7} {printable(record.getMessage())}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -92,7 +92,9 @@ class _Throttle:
 _throttle = _Throttle()
 
 
-def throttled(level: int, kind: str, message: str, *args: object) -> None:
+def throttled(
+    level: int, kind: str, message: str, *args: object, error: BaseException | None = None
+) -> None:
     """Log something that a client can provoke; `kind` is from a fixed set."""
     if logger.isEnabledFor(level) and _throttle.allow(kind):
-        logger.log(level, message, *args)
+        logger.log(level, message, *args, exc_info=error)

@@ -19,6 +19,9 @@ DURATION_BOUNDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
 
+_LEARNED_METHODS = 100
+_MAX_METHOD = 128
+
 HANDSHAKE_RESULTS = (
     "ok", "no_certificate", "unknown_ca", "certificate_expired", "certificate_invalid", "client_rejected_unknown_ca",
     "client_rejected_expired", "client_rejected", "closed_by_client", "no_preface", "plaintext_http", "plaintext_h2c",
@@ -49,6 +52,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.routes = {method: Route(method) for method in (*calls.KNOWN_METHODS, calls.OTHER_METHOD)}
+        self._most_routes = len(self.routes) + _LEARNED_METHODS
         self.handshakes = dict.fromkeys(HANDSHAKE_RESULTS, 0)
         self.connections_total = 0
         self.connections_refused = 0
@@ -56,6 +60,20 @@ class Counters:
         self.downstream_sent = 0
         self.upstream_received = 0
         self.upstream_sent = 0
+
+
+    def learn(self, path: str) -> Route:
+        """The route of a method that isn't of the inference protocol, but that the upstream has answered with OK.
+
+        Paths that no server knows stay "other", and so does everything from some number on: what labels there are
+        is the upstream's choice and bounded, whatever clients send.
+        """
+        route = self.routes.get(path)
+        if route is None:
+            if len(self.routes) >= self._most_routes or len(path) > _MAX_METHOD:
+                return self.routes[calls.OTHER_METHOD]
+            route = self.routes[path] = Route(path)
+        return route
 
 
 class GateCollector(Collector):

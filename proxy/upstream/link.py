@@ -32,18 +32,18 @@ class UpstreamConnection(ClientConnection):
 
 
 class Link(asyncio.Protocol):
-    """Joins a transport to an UpstreamConnection. `on_ready` is called at the peer's SETTINGS, `on_lost` at the end."""
+    """Joins a transport to an UpstreamConnection. `ready` is done at the peer's SETTINGS; on_lost is called at the end."""
 
     def __init__(
         self,
-        conn: UpstreamConnection,
+        make_conn: Callable[[], UpstreamConnection],
         counters: Counters,
         before_read: Callable[[], None],
         after_read: Callable[[], None],
         on_lost: Callable[[Link, str], None],
     ) -> None:
-        self.conn = conn
-        conn.link = conn.wire = self
+        self.conn: UpstreamConnection
+        self._make_conn = make_conn
         self.transport: asyncio.Transport | None = None
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._counters = counters
@@ -62,7 +62,10 @@ class Link(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
-        self._after_read()  # the preface is waiting in the core
+        # Not before: a connection has output from its first moment, the preface, and anyone may flush it.
+        self.conn = self._make_conn()
+        self.conn.link = self.conn.wire = self
+        self._after_read()
 
     def data_received(self, data: bytes) -> None:
         self._counters.upstream_received += len(data)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,17 +61,18 @@ def _odd_keys(folder: Path) -> None:
     text = (folder / "server.key").read_text().splitlines()
     (folder / "damaged.key").write_text("\n".join([text[0], "x" + text[1][1:], *text[2:]]))
     (folder / "cut.key").write_text("\n".join(text[:2]))
-    (folder / "server.der").write_bytes(x509.load_pem_x509_certificate((folder / "server.pem").read_bytes()).public_bytes(DER))
+    server = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
+    (folder / "server.der").write_bytes(server.public_bytes(DER))
     (folder / "key.der").write_bytes(key.private_bytes(DER, PKCS8, serialization.NoEncryption()))
     _small_rsa(folder)
 
 
 def _small_rsa(folder: Path) -> None:
-    key = rsa.generate_private_key(65537, 1024)  # noqa: S505  (what OpenSSL refuses)
+    key = rsa.generate_private_key(65537, 1024)  # what OpenSSL refuses
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "small")])
-    now = datetime.now(UTC)
+    now, end = datetime.now(UTC), datetime.now(UTC) + timedelta(days=30)
     certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=30))
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, end)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -89,3 +93,16 @@ def _odd_files(folder: Path) -> None:
     (folder / "dangling.pem").symlink_to("gone.pem")
     (folder / "no-models").mkdir()
     (folder / "a-file").write_text("no folder\n")
+
+
+@contextmanager
+def unprivileged() -> Iterator[int]:
+    """The user id to expect in messages; root, who may read everything, becomes nobody meanwhile."""
+    if os.geteuid() != 0:
+        yield os.geteuid()
+        return
+    os.seteuid(65534)
+    try:
+        yield 65534
+    finally:
+        os.seteuid(0)

@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from proxy.config.load import ConfigError, load
-from tests.config.places import furnish
+from tests.config.places import furnish, unprivileged
 
 TLS = "tls: {cert_file: server.pem, key_file: server.key}\n"
 BEHIND = "upstream: {grpc: '127.0.0.1:9001'}\n"
@@ -801,19 +799,6 @@ def test_a_huge_file_is_not_read_as_settings(tmp_path: Path) -> None:
     config = tmp_path / "gate.yaml"
     config.write_bytes(b"# filler\n" * 120_000)
     assert faults_of(config) == [f"{config}: is larger than 1 MiB; that is no settings file"]
-
-
-@contextmanager
-def unprivileged() -> Iterator[int]:
-    """The user id to expect in messages; root, who may read everything, becomes nobody meanwhile."""
-    if os.geteuid() != 0:
-        yield os.geteuid()
-        return
-    os.seteuid(65534)
-    try:
-        yield 65534
-    finally:
-        os.seteuid(0)
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ from tests.support.echo import Echo, echo_stub, start_echo
 from tests.support.gate import Gate, GateMaker
 
 METADATA = (
-    ("x-text", "plain, with spaces; and = signs"),
-    ("x-twice", "one"),
-    ("x-twice", "two"),
-    ("x-empty", ""),
-    ("x-long", "v" * 4000),
-    ("x-all-bin", bytes(range(256))),
-    ("x-empty-bin", b""),
-    ("x-zero-bin", b"\0\0"),
+    ("my-text", "plain, with spaces; and = signs"),
+    ("my-twice", "one"),
+    ("my-twice", "two"),
+    ("my-empty", ""),
+    ("my-long", "v" * 4000),
+    ("my-all-bin", bytes(range(256))),
+    ("my-empty-bin", b""),
+    ("my-zero-bin", b"\0\0"),
 )
 
 
@@ -40,7 +40,7 @@ def stub(request: pytest.FixtureRequest, echo: Echo) -> Iterator[SimpleNamespace
         yield echo_stub(channel)
 
 
-def own(metadata: Any, prefix: str = "x-") -> list[tuple[str, str | bytes]]:
+def own(metadata: Any, prefix: str = "my-") -> list[tuple[str, str | bytes]]:
     return sorted((key, value) for key, value in metadata if key.startswith(prefix))
 
 
@@ -91,7 +91,7 @@ def test_initial_metadata_arrives_before_the_first_message(stub: SimpleNamespace
 
     def messages() -> Iterator[bytes]:
         # The one message is sent only after the server's headers are here.
-        assert ("x-early", "yes") in own(call_box[0].initial_metadata())
+        assert ("my-early", "yes") in own(call_box[0].initial_metadata())
         answers.append("headers came first")
         yield b"message"
 
@@ -102,7 +102,7 @@ def test_initial_metadata_arrives_before_the_first_message(stub: SimpleNamespace
             pass
         yield from messages()
 
-    call_box[0] = stub.bidi(later(), metadata=(("x-early", "yes"),), timeout=30)
+    call_box[0] = stub.bidi(later(), metadata=(("my-early", "yes"),), timeout=30)
     assert list(call_box[0]) == [b"message"]
     assert answers == ["headers came first"]
 

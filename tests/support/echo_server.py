@@ -20,7 +20,7 @@ Context = grpc.aio.ServicerContext
 
 
 async def unary(request: bytes, context: Context) -> bytes:
-    """The request; its `x-` metadata comes back as initial metadata and again, prefixed `t-`, as trailers."""
+    """The request; its `my-` metadata comes back as initial metadata and again, prefixed `t-`, as trailers."""
     await _mirror_metadata(context)
     return request
 
@@ -105,7 +105,7 @@ def _identifier(context: Context) -> str:
 
 
 async def _mirror_metadata(context: Context) -> None:
-    own = tuple((key, value) for key, value in context.invocation_metadata() or () if key.startswith("x-"))
+    own = tuple((key, value) for key, value in context.invocation_metadata() or () if key.startswith("my-"))
     context.set_trailing_metadata(tuple((f"t-{key}", value) for key, value in own))
     await context.send_initial_metadata(own)
 

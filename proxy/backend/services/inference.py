@@ -1,0 +1,169 @@
+"""inference.GRPCInferenceService: messages <-> what the repository and the dataplane understand."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from proxy import __version__
+from proxy.backend.dataplane import InputTensor
+from proxy.backend.errors import Code, InferenceError, invalid
+from proxy.backend.protos import inference_pb2 as pb
+from proxy.backend.repository import Repository
+from proxy.backend.scheduler import Output
+from proxy.backend.services.rpc import Call, Method, unary, unimplemented
+from proxy.backend.services.wire import parse_request, response_pieces
+from proxy.backend.spec import ModelSpec, TensorSpec
+from proxy.backend.tensors import Buffer
+
+SERVICE = "inference.GRPCInferenceService"
+EXTENSIONS = ("model_configuration",)
+"""Those of https://docs.nvidia.com/deeplearning/triton-inference-server/ that are served in full."""
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_Answer = Callable[[Any], Message]
+
+
+class InferenceService:
+    """The RPCs of the service over a repository. `stopping` makes ServerReady say no."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self.stopping = False
+
+    @property
+    def ready(self) -> bool:
+        return self._repository.loaded and not self.stopping
+
+    def methods(self) -> Mapping[bytes, Method]:
+        """Every RPC of the service by its path; those that aren't served say so."""
+        simple: dict[str, _Answer] = {
+            "ServerLive": lambda _: pb.ServerLiveResponse(live=True),
+            "ServerReady": lambda _: pb.ServerReadyResponse(ready=self.ready),
+            "ServerMetadata": _server_metadata,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+        }
+        found: dict[bytes, Method] = {}
+        for rpc in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
+            path = f"/{SERVICE}/{rpc.name}"
+            if rpc.name == "ModelInfer":
+                method = unary(parse_request, self._infer, rpc.input_type.full_name)
+            elif rpc.name in simple:
+                parse = GetMessageClass(rpc.input_type).FromString
+                method = unary(parse, _serialized(simple[rpc.name]), rpc.input_type.full_name)
+            else:
+                method = unimplemented(path)
+            found[path.encode()] = method
+        return found
+
+    def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        return pb.ModelReadyResponse(ready=self._repository.is_ready(request.name, request.version))
+
+    def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        loaded = self._repository.find(request.name, request.version)
+        spec = loaded.spec
+        return pb.ModelMetadataResponse(
+            name=spec.name,
+            versions=[str(version.number) for version in self._repository.models[spec.name].ready()],
+            platform=loaded.config.platform or loaded.config.backend,
+            inputs=[_tensor_metadata(spec, tensor) for tensor in spec.inputs],
+            outputs=[_tensor_metadata(spec, tensor) for tensor in spec.outputs],
+        )
+
+    def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        return pb.ModelConfigResponse(config=self._repository.find(request.name, request.version).config)
+
+    async def _infer(self, parsed: tuple[pb.ModelInferRequest, Sequence[Buffer]], call: Call) -> Sequence[Buffer]:
+        request, raw = parsed
+        loaded = self._repository.find(request.model_name, request.model_version)
+        _check_parameters(request)
+        wanted = [output.name for output in request.outputs]
+        outputs = await loaded.infer(_inputs(request, raw), wanted, call.deadline)
+        return _response(loaded.spec, request.id, outputs)
+
+
+def _serialized(answer: _Answer) -> Callable[[Any, Call], Awaitable[Sequence[Buffer]]]:
+    async def serve(request: Any, call: Call) -> Sequence[Buffer]:
+        return (answer(request).SerializeToString(),)
+
+    return serve
+
+
+def _server_metadata(_: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+    return pb.ServerMetadataResponse(name="tensorgate", version=__version__, extensions=EXTENSIONS)
+
+
+def _tensor_metadata(spec: ModelSpec, tensor: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    shape = (-1, *tensor.dims) if spec.max_batch_size else tensor.dims
+    return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
+
+
+def _check_parameters(request: pb.ModelInferRequest) -> None:
+    """Parameters that would change the meaning of the request are refused; a model sees none of the others."""
+    for tensor in request.inputs:
+        if tensor.parameters:
+            _refuse(tensor.parameters, f"input '{tensor.name}'", "shared_memory_region")
+    for output in request.outputs:
+        if output.parameters:
+            _refuse(output.parameters, f"output '{output.name}'", "shared_memory_region", "classification")
+    for name, value in request.parameters.items():
+        if value.WhichOneof("parameter_choice") is None:
+            raise invalid(f"parameter '{name}' has no value")
+
+
+def _refuse(parameters: Mapping[str, pb.InferParameter], label: str, *names: str) -> None:
+    for name in names:
+        if name in parameters:
+            raise InferenceError(Code.UNIMPLEMENTED, f"{label}: parameter '{name}' is not supported by this server")
+
+
+def _inputs(request: pb.ModelInferRequest, raw: Sequence[Buffer]) -> list[InputTensor]:
+    inputs = request.inputs
+    if not raw:
+        return [InputTensor(t.name, t.datatype, tuple(t.shape), values=_values(t)) for t in inputs]
+    if len(raw) != len(inputs):
+        raise invalid(f"raw_input_contents has {len(raw)} entries for {len(inputs)} inputs; each input needs one")
+    tensors = []
+    for tensor, data in zip(inputs, raw, strict=True):
+        if tensor.HasField("contents"):
+            raise invalid(f"input '{tensor.name}': contents must be empty when raw_input_contents is used")
+        tensors.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), raw=data))
+    return tensors
+
+
+def _values(tensor: pb.ModelInferRequest.InferInputTensor) -> Sequence[Any]:
+    label = f"input '{tensor.name}'"
+    field = _CONTENTS.get(tensor.datatype)
+    if field is None and tensor.datatype in ("FP16", "BF16"):
+        raise invalid(f"{label}: {tensor.datatype} can only be sent in raw_input_contents")
+    for found, _ in tensor.contents.ListFields():
+        if found.name != field and field is not None:
+            raise invalid(f"{label}: contents has {found.name}, but {tensor.datatype} goes into {field}")
+    # A datatype that doesn't exist is the dataplane's to refuse.
+    values: Sequence[Any] = getattr(tensor.contents, field) if field else ()
+    return values
+
+
+def _response(spec: ModelSpec, request_id: str, outputs: Sequence[Output]) -> list[Buffer]:
+    response = pb.ModelInferResponse(model_name=spec.name, model_version=str(spec.version), id=request_id)
+    for output in outputs:
+        response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+    return response_pieces(response, [output.data for output in outputs])
