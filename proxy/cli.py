@@ -134,11 +134,18 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _lacks_extra(extra: str, what: str) -> bool:
     """True, with one line on stderr, when a package of an extra is not installed."""
     # Looked for and not imported: the gate's own process must stay free of them.
-    lacking = [package for package in _PACKAGES[extra] if importlib.util.find_spec(package) is None]
+    lacking = [package for package in _PACKAGES[extra] if not _is_installed(package)]
     if lacking:
         names = ", ".join(lacking)
         _complain([f"tensorgate: {what} needs packages that are not here ({names}): pip install 'tensorgate[{extra}]'"])
     return bool(lacking)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # raised for "google.protobuf" when there is no "google" either
+        return False
 
 
 def _usage(message: str) -> int:

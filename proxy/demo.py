@@ -7,6 +7,8 @@ it makes lies in one folder, keys included; nothing of it is meant for productio
 from __future__ import annotations
 
 import ctypes
+import io
+import json
 import os
 import re
 import shlex
@@ -34,8 +36,14 @@ from proxy.tls import pki
 _START_SECONDS = 60.0  # the backend loads its models first, on a slow machine too
 _STOP_SECONDS = 20.0
 _CALL_SECONDS = 30.0
+_COUNT_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+_BATCH = 60  # the model takes up to 64 at once
+_SHOWN_DIGITS = 10
+_LEAST_ACCURACY = 0.95
 _STILL_VALID = timedelta(days=1)
 _ADMIN_PORT = 9090
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _READY = re.compile(r"ready: grpc on \S+:(\d+), admin on (\S+:\d+)")
 _CLIENTS = ("alice", "bob")
 
@@ -46,9 +54,9 @@ import tritonclient.grpc as triton
 client = triton.InferenceServerClient(
     "localhost:{port}",
     ssl=True,
-    root_certificates={ca!r},
-    private_key={key!r},
-    certificate_chain={cert!r},
+    root_certificates={ca},
+    private_key={key},
+    certificate_chain={cert},
 )
 a = triton.InferInput("INPUT0", [1, 16], "INT32")
 a.set_data_from_numpy(np.arange(16, dtype=np.int32).reshape(1, 16))
@@ -64,6 +72,8 @@ class DemoError(Exception):
 
 def run(folder: Path | None = None, port: int = 8001, once: bool = False) -> int:
     """The whole demo; returns the exit code. `folder`: where its files go; `once`: end after the show."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # each line at once, into a pipe or a file too
     try:
         with _signals_interrupt():
             return _run((folder or default_folder()).absolute(), port, once)
@@ -89,7 +99,8 @@ def _run(folder: Path, port: int, once: bool) -> int:
     print(f"PKI       {made}")
     config = _write_config(folder, files, port)
     with _gate(folder, config) as gate:
-        print(f"gate      https://localhost:{gate.port} (gRPC, mutual TLS required), log in {gate.log}")
+        print(f"gate      localhost:{gate.port}, gRPC over TLS, client certificate required")
+        print(f"log       {gate.log}")
         print(f"admin     http://{gate.admin}/metrics, /livez, /readyz")
         failed = Show(gate, files).run()
         if failed:
@@ -101,12 +112,12 @@ def _run(folder: Path, port: int, once: bool) -> int:
         if once:
             print("\nAll of it held.")
             return 0
-        print("\nThe gate stays up until Ctrl-C.", flush=True)
+        print("\nThe gate stays up until Ctrl-C.")
         return _wait(gate)
 
 
 def _head(title: str) -> None:
-    print(f"\n{title}\n{'-' * len(title)}", flush=True)
+    print(f"\n{title}\n{'-' * len(title)}")
 
 
 # certificates
@@ -166,8 +177,7 @@ def _write_config(folder: Path, files: Path, port: int) -> Path:
         if not any(fault.startswith("admin.address: port") for fault in faults):
             break
     if any(f"port {port} is in use" in fault for fault in faults):
-        other = 8002 if port == 8001 else 8001
-        raise DemoError(f"port {port} is in use; stop what listens there, or take another: --port {other}")
+        raise DemoError(f"port {port} is in use; stop what listens there, or choose another with --port N (0: any)")
     if faults:
         raise DemoError("\n  ".join(["its settings do not work here:", *faults]))
     if admin_port != _ADMIN_PORT:
@@ -234,7 +244,7 @@ def _gate(folder: Path, config: Path) -> Iterator[Gate]:
             stderr=subprocess.STDOUT,
             env=_child_environment(),
             start_new_session=True,  # Ctrl-C is for the demo, which then stops the gate in order
-            preexec_fn=_end_with_parent,  # safe: no thread has been started yet
+            preexec_fn=_death_signal(),
         )
     gate = Gate(process, log)
     try:
@@ -252,10 +262,13 @@ def _child_environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def _death_signal() -> Callable[[], None]:
+    """What a child calls before it runs, so that it gets SIGTERM when this process is killed outright."""
+    if sys.platform != "linux":
+        return lambda: None
+    # Looked up here: between fork and exec the loader's lock may be held for ever by a thread that was not forked.
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _await_ready(gate: Gate) -> None:
@@ -265,7 +278,7 @@ def _await_ready(gate: Gate) -> None:
             raise DemoError(f"the gate ended with exit code {gate.process.returncode}:\n{_tail(gate)}")
         if time.monotonic() > deadline:
             raise DemoError(f"the gate was not ready after {_START_SECONDS:.0f} s:\n{_tail(gate)}")
-        time.sleep(0.05)
+        time.sleep(_POLL_SECONDS)
     gate.port, gate.admin = int(found[1]), found[2]
 
 
@@ -303,7 +316,7 @@ def _wait(gate: Gate) -> int:
     try:
         code = gate.process.wait()
     except KeyboardInterrupt:
-        print("\nStopping the gate.", flush=True)
+        print("\nStopping the gate.")
         return 0
     raise DemoError(f"the gate ended by itself with exit code {code}:\n{_tail(gate)}")
 
@@ -378,9 +391,32 @@ class Show:
         total, difference = answer.as_numpy("OUTPUT0"), answer.as_numpy("OUTPUT1")
         rows = {"INPUT0": first, "INPUT1": second, "sum": total, "difference": difference}
         for label, values in rows.items():
-            print(f"{label:<10}" + "".join(f"{value:4}" for value in values[0]))
+            print(f"{label:<10}" + "".join(f"{value:5}" for value in values[0]))
         if not (np.array_equal(total, first + second) and np.array_equal(difference, first - second)):
             self._fail("simple: the sum or the difference is wrong")
+
+    def _digits(self) -> None:
+        import numpy as np
+
+        from proxy.backend.samples import heldout
+
+        pixels, truth = heldout()
+        labels, sure = [], []
+        with self._client("bob") as client:
+            for start in range(0, len(pixels), _BATCH):
+                answer = self._infer(client, "digits", {"pixels": pixels[start : start + _BATCH]})
+                labels.append(answer.as_numpy("label").reshape(-1))
+                sure.append(answer.as_numpy("probabilities").max(axis=1))
+        answers, certainty = np.concatenate(labels), np.concatenate(sure)
+        chosen = np.linspace(0, len(truth) - 1, _SHOWN_DIGITS).astype(int)
+        print("sample    " + "".join(f"{index:6}" for index in chosen))
+        print("answer    " + "".join(f"{answers[index]:6}" for index in chosen))
+        print("sure of it" + "".join(f"{certainty[index]:6.0%}" for index in chosen))
+        print("truth     " + "".join(f"{truth[index]:6}" for index in chosen))
+        right = int((answers == truth).sum())
+        print(f"accuracy  {right / len(truth):.1%}: {right} of all {len(truth)} held-out samples are right")
+        if right < _LEAST_ACCURACY * len(truth):
+            self._fail(f"digits: fewer than {_LEAST_ACCURACY:.0%} of the answers are right")
 
     def _without_certificate(self) -> None:
         self._refused(self.files / "ca.pem", None, {"no_certificate"})
@@ -389,7 +425,8 @@ class Show:
         self._refused(self.files / "ca.pem", self.files / "another-ca/stranger", {"unknown_ca"})
 
     def _distrusting(self) -> None:
-        expected = {"client_rejected_unknown_ca", "client_rejected"}
+        # gRPC's own TLS stack closes without an alert, others say why.
+        expected = {"closed_by_client", "client_rejected_unknown_ca", "client_rejected"}
         self._refused(self.files / "another-ca/ca.pem", self.files / "alice", expected)
 
     def _refused(self, ca: Path, pair: Path | None, expected: set[str]) -> None:
@@ -405,33 +442,32 @@ class Show:
         else:
             self._fail("the client was let in")
             return
-        reason = self._reason(before, expected)
-        if reason is None:
-            self._fail(f"the gate did not count the handshake as {' or '.join(sorted(expected))}")
+        reason = self._reason(before)
+        if reason not in expected:
+            self._fail(f"the gate counted the handshake as {reason}, not as {' or '.join(sorted(expected))}")
             return
-        _aligned("gate", self._words(start) or reason)
+        _aligned("gate", self._words(start, reason))
         _aligned("counted", f'tensorgate_handshakes_total{{result="{reason}"}}')
 
-    def _reason(self, before: dict[str, float], expected: set[str]) -> str | None:
-        # The client has its error before the gate has counted the handshake.
-        deadline = time.monotonic() + _CALL_SECONDS
+    def _reason(self, before: dict[str, float]) -> str:
+        """What the gate has counted since `before`; it may do so a moment after the client has its error."""
+        deadline = time.monotonic() + _COUNT_SECONDS
         while time.monotonic() < deadline:
             now = self.gate.handshakes()
-            for result in expected:
-                if now.get(result, 0) > before.get(result, 0):
-                    return result
-            time.sleep(0.05)
-        return None
+            new = [result for result, count in now.items() if count > before.get(result, 0)]
+            if new:
+                return new[0]
+            time.sleep(_POLL_SECONDS)
+        return "nothing"
 
-    def _words(self, start: int) -> str:
-        """What the gate's log says of the last failed handshake since `start`, without the time and level."""
-        deadline = time.monotonic() + 2  # the log is written by a thread of its own
+    def _words(self, start: int, reason: str) -> str:
+        """What the gate's log says of a handshake that failed for `reason` since `start`, without time and address."""
+        deadline = time.monotonic() + _COUNT_SECONDS  # the log is written by a thread of its own
         while time.monotonic() < deadline:
-            lines = [line for line in self.gate.log_text(start).splitlines() if "handshake" in line]
-            if lines:
-                return lines[-1].split(maxsplit=2)[-1]
-            time.sleep(0.05)
-        return ""
+            if found := re.search(rf": TLS: (.*) \[{reason}\]", self.gate.log_text(start)):
+                return found[1]
+            time.sleep(_POLL_SECONDS)
+        return reason.replace("_", " ")
 
 
 def _aligned(label: str, text: str) -> None:
@@ -446,7 +482,8 @@ def _print_ways_in(gate: Gate, files: Path) -> None:
     ca, cert, key = (str(files / name) for name in ("ca.pem", "alice.pem", "alice.key"))
     protos = Path(__file__).parent / "backend/protos"
     _head(f"Call it yourself, from Python ({sys.executable})")
-    print(_SNIPPET.format(port=gate.port, ca=ca, key=key, cert=cert), end="")
+    quoted = [json.dumps(path, ensure_ascii=False) for path in (ca, key, cert)]
+    print(_SNIPPET.format(port=gate.port, ca=quoted[0], key=quoted[1], cert=quoted[2]), end="")
     _head("or with grpcurl")
     words = ["grpcurl", "-cacert", ca, "-cert", cert, "-key", key, "-import-path", str(protos)]
     words += ["-proto", "inference.proto", "-d", '{"name": "simple"}', f"localhost:{gate.port}"]

@@ -7,14 +7,16 @@ that can't be loaded never keeps others from being served.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 from proxy.backend import config as configuration
 from proxy.backend.dataplane import InputTensor, check
@@ -94,10 +96,30 @@ class Repository:
             _log.warning("model repository %s holds no models", self.path)
         # One Model per directory before the first is loaded: whoever asks early hears "loading", not "unknown".
         self.models = {directory.name: Model(directory.name) for directory in directories}
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(_LOADERS, "load") as pool:
-            await asyncio.gather(*(loop.run_in_executor(pool, _load_model, self.models[d.name], d) for d in directories))
+        waiting: SimpleQueue[Path] = SimpleQueue()
+        for directory in directories:
+            waiting.put(directory)
+        await asyncio.gather(*(self._loader(waiting) for _ in range(_LOADERS)))
         self.loaded = True
+
+    def _loader(self, waiting: SimpleQueue[Path]) -> asyncio.Future[None]:
+        """Load what waits in a thread of its own; the future is done when nothing waits any more.
+
+        Not a thread pool's: the interpreter would wait for it at the end, and a model's code may never return.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def work() -> None:
+            with contextlib.suppress(Empty):
+                while True:
+                    directory = waiting.get_nowait()
+                    _load_model(self.models[directory.name], directory)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+                loop.call_soon_threadsafe(_settle, done)
+
+        Thread(target=work, name="load", daemon=True).start()
+        return done
 
     def find(self, name: str, version: str) -> Loaded:
         """The version that a request means; the highest that is ready if `version` is empty. Raises InferenceError."""
@@ -141,6 +163,11 @@ class Repository:
             yield from model.versions.values()
 
 
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
 def _number(version: str) -> int:
     if not _VERSION.fullmatch(version):
         raise invalid(f"model version is '{version}'; it must be a number above 0, or empty for the latest")
@@ -164,9 +191,10 @@ def _version_not_ready(model: Model, version: Version) -> InferenceError:
 def _load_model(model: Model, directory: Path) -> None:
     try:
         config = configuration.read_config(directory)
-        available = [int(entry.name) for entry in directory.iterdir() if _VERSION.fullmatch(entry.name) and entry.is_dir()]
+        entries = [entry for entry in directory.iterdir() if entry.is_dir()]
+        available = [int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name)]
         if not available:
-            raise LoadError(f"{directory.name} holds no version directory; put the model's file into {directory.name}/1")
+            raise LoadError(f"{model.name} holds no version directory; put the model's file into {model.name}/1")
         chosen = configuration.choose_versions(config, available)
     except (LoadError, OSError) as error:
         model.reason = str(error)

@@ -22,9 +22,10 @@ from proxy.http2.headers import HeaderBlock, RequestHead, ResponseHead, Trailers
 from proxy.http2.roles import ClientConnection, ServerConnection
 from proxy.http2.sender import Buffer, Sender
 from proxy.http2.settings import Settings
-from proxy.http2.stream import Stream
+from proxy.http2.stream import Backlog, Stream
 
 __all__ = [
+    "Backlog",
     "Buffer",
     "ClientConnection",
     "Connection",

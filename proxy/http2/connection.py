@@ -27,6 +27,7 @@ from proxy.http2.stream import Stream
 
 Block = TypeVar("Block", bound=HeaderBlock)
 
+_HEADERS_FLAGS = END_HEADERS | PADDED | frames.PRIORITY_FLAG
 _DECODED_BLOCKS = 64
 _DECODED_BYTES = 1024
 _VIEW_FROM = 4096  # slices of at least so many bytes are handed over as views instead of copies
@@ -177,8 +178,8 @@ class Connection(Sender):
             if pos > end:
                 pos = start - 9
                 break
-            if kind == 1:
-                self._receive_headers(stream_id & 0x7FFFFFFF, flags, data[start:pos])
+            if kind == 1 and flags & _HEADERS_FLAGS == END_HEADERS and stream_id & 0x7FFFFFFF:
+                self._receive_block(stream_id & 0x7FFFFFFF, flags & 1 == 1, data[start:pos])
             elif kind < 10:
                 self._handlers[kind](self, stream_id & 0x7FFFFFFF, flags, data[start:pos])
             # Frames of unknown types are ignored (section 5.5).
@@ -192,7 +193,9 @@ class Connection(Sender):
     def _receive_data(self, stream_id: int, data: bytes, start: int, stop: int, length: int, end: int) -> None:
         """A DATA frame of `length` bytes, of which data[start:stop] has come."""
         stream = self.streams.get(stream_id)
-        self._take_window(length)
+        self.recv_window -= length
+        if self.recv_window < self._recv_low:
+            self._replenish()
         left = length - (stop - start)
         if stream is None or stream.remote_closed:
             self._stray_data(stream_id, stream)
@@ -238,14 +241,12 @@ class Connection(Sender):
             self._data_stream = None
         return size
 
-    def _take_window(self, length: int) -> None:
-        window = self.recv_window - length
-        if window < self._recv_low:
-            if window < 0:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
-            self._emit(frames.window_update(0, self._recv_target - window))
-            window = self._recv_target
-        self.recv_window = window
+    def _replenish(self) -> None:
+        """Give the connection's window back, unless the peer has sent more than it had."""
+        if self.recv_window < 0:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
+        self._emit(frames.window_update(0, self._recv_target - self.recv_window))
+        self.recv_window = self._recv_target
 
     def _check_body(self, stream: Stream, length: int, end: int) -> Stream | None:
         """content-length against DATA (section 8.1.1), and DATA before the head of a response."""
@@ -271,7 +272,7 @@ class Connection(Sender):
     def _padded_data(self, stream_id: int, flags: int, payload: bytes) -> None:
         body = _strip_padding(payload)
         overhead = len(payload) - len(body)
-        self._take_window(overhead)
+        self.recv_window -= overhead  # checked with the rest of the frame, below
         stream = self.streams.get(stream_id)
         if stream is not None and not stream.remote_closed:
             # Padding counts against the windows (section 6.9.1) but goes no further: its credit returns at once.
@@ -344,7 +345,7 @@ class Connection(Sender):
         return result
 
     def _receive_trailers(self, stream: Stream, end: bool, block: bytes) -> None:
-        trailers = self._decode(block, self._trailers, intern_trailers)
+        trailers = self._trailers.get(block) or self._decode(block, self._trailers, intern_trailers)
         reason = None
         if trailers is None:
             reason = f"a trailer section of more than {self._decoder.list_limit} bytes"
@@ -463,7 +464,7 @@ class Connection(Sender):
             stream.send_window += increment
             if stream.send_window > MAX_WINDOW:
                 self._stream_fault(stream, ErrorCode.FLOW_CONTROL_ERROR, "a stream's window exceeds 2^31-1")
-            elif stream.pending:
+            elif stream.backlog is not None:
                 self._pump(stream)
 
     # -- errors

@@ -53,47 +53,50 @@ class ServerConnection(Connection):
         return {settings.MAX_CONCURRENT_STREAMS: self.max_streams}
 
     def _receive_block(self, stream_id: int, end: bool, block: bytes) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            if stream.remote_closed:
-                self._decode(block, self._trailers, intern_trailers)
-                self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
-            else:
-                self._receive_trailers(stream, end, block)
-            return
         if stream_id <= self.last_remote_id:
-            if stream_id not in self.resets:
-                raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
-            self._decode(block, self._heads, intern_request)
+            self._receive_late_block(stream_id, end, block)
             return
         if stream_id & 1 == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream identifier is even")
         self.last_remote_id = stream_id
-        self._new_request(stream_id, end, self._decode(block, self._heads, intern_request))
-
-    def _new_request(self, stream_id: int, end: bool, head: HeaderBlock | None) -> None:
+        head = self._heads.get(block) or self._decode(block, self._heads, intern_request)
         if stream_id > self._refuse_above:
             return  # GOAWAY said so; the client will repeat it elsewhere
         if len(self.streams) >= self.max_streams:
             self._emit(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             self.remember_reset(stream_id)
             return
-        stream = self.new_stream(stream_id)
+        stream = self.streams[stream_id] = self.new_stream(stream_id)
         stream.remote_closed = end
-        self.streams[stream_id] = stream
         if head is None:
             self.on_request_too_large(stream, self._decoder.list_limit)
             return
         assert isinstance(head, RequestHead)
         if head.error is not None:
             self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, head.error)
-            return
-        if head.content_length is not None:
-            if end and head.content_length:
-                self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "content-length without data")
-                return
-            stream.expect = head.content_length
-        self.on_request(stream, head, end)
+        elif head.content_length is None or self._expect(stream, head.content_length, end):
+            self.on_request(stream, head, end)
+
+    def _expect(self, stream: Stream, content_length: int, end: bool) -> bool:
+        """Remember content-length; False where the request has ended already and has none of it."""
+        if end and content_length:
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "content-length without data")
+            return False
+        stream.expect = content_length
+        return True
+
+    def _receive_late_block(self, stream_id: int, end: bool, block: bytes) -> None:
+        """A header section on a stream that was opened before: trailers, or a mistake."""
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id not in self.resets:
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
+            self._decode(block, self._trailers, intern_trailers)
+        elif stream.remote_closed:
+            self._decode(block, self._trailers, intern_trailers)
+            self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+        else:
+            self._receive_trailers(stream, end, block)
 
 
 class ClientConnection(Connection):
@@ -110,20 +113,18 @@ class ClientConnection(Connection):
     def on_refused(self, stream: Stream, code: int, debug: bytes) -> None:
         """GOAWAY says that this request was not processed; the stream is already gone."""
 
-    def new_stream(self, stream_id: int) -> Stream:
-        return Stream(self, stream_id, self.stream_window, self.peer.initial_window)
-
     def room(self) -> int:
         """How many streams may be opened now; the peer's limit holds from its SETTINGS on."""
         if self.closed or self.goaway_received or self.last_local_id >= frames.MAX_STREAM_ID - 2:
             return 0
-        return min(self.peer.max_streams, self.max_streams) - len(self.streams)
+        limit = self.peer.max_streams
+        return (limit if limit < self.max_streams else self.max_streams) - len(self.streams)
 
     def open_stream(self, head: HeaderBlock, end: bool) -> Stream:
         """Send a request. The identifier is given here and its HEADERS leave in order; see `room` first."""
         stream_id = self.last_local_id + 2 if self.last_local_id else 1
         self.last_local_id = stream_id
-        stream = self.new_stream(stream_id)
+        stream = Stream(self, stream_id, self.stream_window, self.peer.initial_window)
         self.streams[stream_id] = stream
         self.send_headers(stream, head, end)
         return stream
@@ -159,7 +160,7 @@ class ClientConnection(Connection):
         elif stream.head_seen:
             self._receive_trailers(stream, end, block)
         else:
-            self._response(stream, end, self._decode(block, self._heads, intern_response))
+            self._response(stream, end, self._heads.get(block) or self._decode(block, self._heads, intern_response))
 
     def _response(self, stream: Stream, end: bool, head: HeaderBlock | None) -> None:
         if head is None:

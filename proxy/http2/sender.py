@@ -6,18 +6,18 @@ it has output, so that whoever feeds it knows whom to flush. Nothing is written 
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, TypeAlias
 
 from proxy.http2 import frames
-from proxy.http2.frames import DATA, END_HEADERS, END_STREAM, FRAME_HEADER, HEADERS
+from proxy.http2.frames import DATA, DEFAULT_MAX_FRAME, END_HEADERS, END_STREAM, FRAME_HEADER, HEADERS
 from proxy.http2.headers import HeaderBlock
 from proxy.http2.hpack import Encoder
 from proxy.http2.settings import Settings
-from proxy.http2.stream import Stream
+from proxy.http2.stream import Backlog, Stream
 
 Buffer: TypeAlias = "bytes | memoryview"
 
+_pack = FRAME_HEADER.pack
 _ENCODED_BLOCKS = 64
 _ENCODED_BYTES = 1024
 _RESETS_REMEMBERED = 512
@@ -97,9 +97,7 @@ class Sender:
     # -- headers
 
     def _encode(self, block: HeaderBlock) -> bytes:
-        data = self._encoded.get(block)
-        if data is not None:
-            return data
+        """Encode a block that isn't remembered as encoded."""
         encoder = self._encoder
         prefix = encoder.take_size_update()
         data = encoder.encode(block.fields)
@@ -123,20 +121,24 @@ class Sender:
         """A header section: a request, a response, an informational response."""
         if stream.local_closed:
             return
-        data = self._encode(block)
+        data = self._encoded.get(block) or self._encode(block)
         length = len(data)
-        if length <= 16_384:
+        if length <= DEFAULT_MAX_FRAME:
             flags = END_HEADERS | END_STREAM if end else END_HEADERS
-            self._emit(FRAME_HEADER.pack(length >> 8, length & 0xFF, HEADERS, flags, stream.id) + data)
+            self.out.append(_pack(length >> 8, length & 0xFF, HEADERS, flags, stream.id) + data)
+            self.out_size += length + 9
+            if not self.dirty:
+                self.dirty = True
+                self.wake.append(self)
         else:
-            self._emit(frames.header_frames(stream.id, data, end, self.peer.max_frame))
+            self._emit(frames.header_frames(stream.id, data, end, DEFAULT_MAX_FRAME))
         if end:
             self._local_end(stream)
 
     def send_trailers(self, stream: Stream, block: HeaderBlock) -> None:
         """The trailer section, behind all data that still waits."""
-        if stream.pending:
-            stream.trailers_pending = block
+        if stream.backlog is not None:
+            stream.backlog.trailers = block
         else:
             self.send_headers(stream, block, end=True)
 
@@ -146,7 +148,7 @@ class Sender:
         """Send or queue a piece of a message. What is sent is credited to the stream's partner at once."""
         size = len(chunk)
         if (
-            stream.pending
+            stream.backlog is not None
             or size > stream.send_window
             or size > self.send_window
             or size > self.peer.max_frame
@@ -157,14 +159,14 @@ class Sender:
             return
         stream.send_window -= size
         self.send_window -= size
-        out = self.out
-        out.append(FRAME_HEADER.pack(size >> 8, size & 0xFF, DATA, 1 if end else 0, stream.id))
-        out.append(chunk)
+        self.out.append(_pack(size >> 8, size & 0xFF, DATA, 1 if end else 0, stream.id))
+        self.out.append(chunk)
         self.out_size += size + 9
         if not self.dirty:
             self.dirty = True
             self.wake.append(self)
-        if size and (partner := stream.partner) is not None:
+        partner = stream.partner
+        if partner is not None and not partner.remote_closed:
             partner.conn.credit(partner, size)
         if end:
             self._local_end(stream)
@@ -172,66 +174,69 @@ class Sender:
     def _queue(self, stream: Stream, chunk: Buffer, end: bool) -> None:
         if stream.local_closed:
             return
-        if stream.pending is None:
-            stream.pending = deque()
-        if chunk or not stream.pending:
+        backlog = stream.backlog
+        if backlog is None:
+            backlog = stream.backlog = Backlog()
+            self.blocked[stream] = None
+        if chunk or not backlog.chunks:
             # A copy: a slice of a read buffer would pin the whole of it for as long as the peer likes.
-            stream.pending.append(bytes(chunk))
-        stream.end_pending = end
-        self.blocked[stream] = None
+            backlog.chunks.append(bytes(chunk))
+        backlog.end = end
         self._pump(stream)
 
-    def _pump(self, stream: Stream) -> bool:
-        """Send what the windows allow of one stream's queue; True when something was sent."""
-        progress = False
-        while stream.pending and not self.paused:
-            if not self._pump_frame(stream):
+    def _pump(self, stream: Stream) -> None:
+        """Send what the windows allow of one stream's backlog."""
+        while (backlog := stream.backlog) is not None and not self.paused:
+            if not self._pump_frame(stream, backlog):
                 break
-            progress = True
-        return progress
 
-    def _pump_frame(self, stream: Stream) -> bool:
-        """One DATA frame from the queue, or False when a window is closed."""
-        pending = stream.pending
-        assert pending
-        chunk = pending[0]
+    def _pump_frame(self, stream: Stream, backlog: Backlog) -> bool:
+        """One DATA frame from the backlog, or False when a window is closed."""
+        chunks = backlog.chunks
+        chunk = chunks[0]
         room = min(stream.send_window, self.send_window, self.peer.max_frame)
         if room <= 0 and chunk:
             return False
         if len(chunk) > room:
-            pending[0] = chunk[room:]
+            chunks[0] = chunk[room:]
             chunk = chunk[:room]
         else:
-            pending.popleft()
-        last = not pending
+            chunks.popleft()
         size = len(chunk)
         stream.send_window -= size
         self.send_window -= size
-        end = last and stream.end_pending
-        self._emit(FRAME_HEADER.pack(size >> 8, size & 0xFF, DATA, END_STREAM if end else 0, stream.id))
-        self._emit(chunk)
-        if size and (partner := stream.partner) is not None:
+        end = backlog.end and not chunks
+        if size or end:
+            self._emit(_pack(size >> 8, size & 0xFF, DATA, END_STREAM if end else 0, stream.id) + chunk)
+        partner = stream.partner
+        if size and partner is not None:
             partner.conn.credit(partner, size)
-        if last:
-            self._drained(stream, end)
+        if not chunks:
+            self._backlog_sent(stream, backlog)
         return True
 
-    def _drained(self, stream: Stream, ended: bool) -> None:
+    def _backlog_sent(self, stream: Stream, backlog: Backlog) -> None:
+        stream.backlog = None
         self.blocked.pop(stream, None)
-        trailers = stream.trailers_pending
-        if ended:
+        if backlog.end:
             self._local_end(stream)
-        elif trailers is not None:
-            stream.trailers_pending = None
-            self.send_headers(stream, trailers, end=True)
+        elif backlog.trailers is not None:
+            self.send_headers(stream, backlog.trailers, end=True)
+
+    def drop_backlog(self, stream: Stream) -> None:
+        """Throw away what waits for the peer's window: the stream goes on, or ends, without it."""
+        if stream.backlog is not None:
+            stream.backlog = None
+            self.blocked.pop(stream, None)
 
     def pump(self) -> None:
-        """Send what has become possible, one frame a stream in turn: a long queue must not starve the others."""
+        """Send what has become possible, one frame a stream in turn: a long backlog must not starve the others."""
         progress = True
         while progress and self.blocked and not self.paused and self.send_window > 0:
             progress = False
             for stream in list(self.blocked):
-                if stream.pending and not self.paused and self._pump_frame(stream):
+                backlog = stream.backlog
+                if backlog is not None and not self.paused and self._pump_frame(stream, backlog):
                     progress = True
 
     # -- credit, ends
@@ -270,9 +275,8 @@ class Sender:
         if self.streams.pop(stream.id, None) is None:
             return
         stream.local_closed = stream.remote_closed = True
-        if stream.pending:
-            stream.pending = None
-            self.blocked.pop(stream, None)
+        if stream.backlog is not None:
+            self.drop_backlog(stream)
         self.on_stream_closed(stream)
 
     def send_goaway(self, code: int, debug: str = "", last_stream_id: int | None = None) -> None:

@@ -10,27 +10,36 @@ if TYPE_CHECKING:
     from proxy.http2.sender import Sender
 
 
+class Backlog:
+    """What of a stream no window had room for: pieces of DATA in order, and what comes behind them."""
+
+    __slots__ = ("chunks", "end", "trailers")
+
+    def __init__(self) -> None:
+        self.chunks: deque[bytes] = deque()
+        self.end = False  # END_STREAM goes with the last piece
+        self.trailers: HeaderBlock | None = None
+
+
 class Stream:
     """One stream (RFC 9113 section 5.1); it is in its connection's table from its first HEADERS until it is closed.
 
     `partner` is the stream of another connection whose data this one carries onward: bytes that this stream sends
     are credited there, when they are sent and not before. `remote_closed` and `local_closed` say which side has sent
-    END_STREAM. `pending` holds data that no window had room for, with what comes behind it.
+    END_STREAM.
     """
 
     __slots__ = (
+        "backlog",
         "conn",
-        "end_pending",
         "expect",
         "head_seen",
         "id",
         "local_closed",
         "partner",
-        "pending",
         "recv_window",
         "remote_closed",
         "send_window",
-        "trailers_pending",
         "unacked",
     )
 
@@ -45,6 +54,4 @@ class Stream:
         self.local_closed = False
         self.head_seen = False  # client role: the final response head has come
         self.partner: Stream | None = None
-        self.pending: deque[bytes] | None = None
-        self.end_pending = False
-        self.trailers_pending: HeaderBlock | None = None
+        self.backlog: Backlog | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 
 from proxy.http2 import (
+    Backlog,
     Buffer,
     ConnectionFault,
     ErrorCode,
@@ -34,7 +35,7 @@ from proxy.upstream.link import UpstreamConnection
 class Call(Stream):
     """A client's stream and what is known of the call on it; `partner` is the upstream stream, once there is one."""
 
-    __slots__ = ("deadline_slot", "done", "facts", "held", "held_end", "held_trailers", "responding", "started")
+    __slots__ = ("deadline_slot", "done", "facts", "held", "responding", "started")
 
     conn: Downstream
 
@@ -45,26 +46,25 @@ class Call(Stream):
         self.responding = False  # a response head has gone to the client
         self.facts: Facts | None = None
         self.started = 0.0
-        self.held: list[bytes] | None = None  # data that came before the upstream connection
-        self.held_end = False
-        self.held_trailers: Trailers | None = None
+        self.held: Backlog | None = None  # what came before there was an upstream connection
 
     # -- waiting for a connection (upstream.pool.Waiter)
 
     def connected(self, conn: UpstreamConnection) -> None:
         """There is room on this connection: the request goes out with all that has come so far."""
         assert self.facts is not None
-        held = self.held or []
-        ends_here = self.held_end and not held and self.held_trailers is None
-        partner = conn.open_stream(self.facts.forward, ends_here)
+        held = self.held
+        assert held is not None
+        self.held = None
+        chunks = held.chunks
+        partner = conn.open_stream(self.facts.forward, held.end and not chunks)
         partner.partner = self
         self.partner = partner
-        self.held = None
-        for index, chunk in enumerate(held):
-            last = index == len(held) - 1
-            conn.send_data(partner, chunk, last and self.held_end and self.held_trailers is None)
-        if self.held_trailers is not None:
-            conn.send_trailers(partner, self.held_trailers)
+        while chunks:
+            chunk = chunks.popleft()
+            conn.send_data(partner, chunk, held.end and not chunks)
+        if held.trailers is not None:
+            conn.send_trailers(partner, held.trailers)
 
     def not_connected(self, why: str) -> None:
         relay = self.conn.relay
@@ -90,20 +90,13 @@ class Call(Stream):
         """End the call with a status of the gate's own, behind what the client already has of a response."""
         if self.done:
             return
-        self.drop_pending()
+        self.conn.drop_backlog(self)  # the call ends without what the client has no window for
         if self.responding:
             self.conn.send_trailers(self, HeaderBlock(status.trailers(code, message), checked=True))
         else:
             self.responding = True
             self.conn.send_headers(self, HeaderBlock(status.trailers_only(code, message), checked=True), end=True)
         self.finish(code)
-
-    def drop_pending(self) -> None:
-        """Throw away what waits for the client's window: the call ends without it."""
-        if self.pending:
-            self.pending = None
-            self.trailers_pending = None
-            self.conn.blocked.pop(self, None)
 
     def finish(self, code: int, reset_code: int = ErrorCode.CANCEL) -> None:
         """The outcome is known: count it, and end the upstream stream if it still runs."""
@@ -192,8 +185,8 @@ class Downstream(ServerConnection):
             self._wait(call, end)
 
     def _wait(self, call: Call, end: bool) -> None:
-        call.held = []
-        call.held_end = end
+        call.held = Backlog()
+        call.held.end = end
         pool = self.relay.pool
         if not pool.wait(call):
             call.answer(
@@ -217,18 +210,19 @@ class Downstream(ServerConnection):
             partner.conn.send_data(partner, chunk, end)
             return
         assert isinstance(call, Call)
-        if call.held is not None:
-            if chunk or not call.held:
-                call.held.append(bytes(chunk))
-            call.held_end = end
+        held = call.held
+        if held is not None:
+            if chunk or not held.chunks:
+                held.chunks.append(bytes(chunk))
+            held.end = end
 
     def on_trailers(self, call: Stream, trailers: Trailers) -> None:
         assert isinstance(call, Call)
         partner = call.partner
         if partner is not None:
             partner.conn.send_trailers(partner, trailers)
-        else:
-            call.held_trailers = trailers
+        elif call.held is not None:
+            call.held.trailers = trailers
 
     def on_reset(self, call: Stream, code: int) -> None:
         """The client cancels. Its code goes on upstream, but NO_ERROR would mean something else there."""

@@ -43,7 +43,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert (done.returncode, done.stderr) == (0, "")
     (place / "models/simple").mkdir(parents=True)
     (place / "gate.yaml").write_text(
-        "model_repository_path: models\ntls: {cert_file: pki/server.pem, key_file: pki/server.key, ca_file: pki/ca.pem}\n"
+        "model_repository_path: models\n"
+        "tls: {cert_file: pki/server.pem, key_file: pki/server.key, ca_file: pki/ca.pem}\n"
     )
     return place
 
@@ -87,7 +88,8 @@ def test_help_names_every_command(tmp_path: Path) -> None:
 
 
 def test_check_says_what_the_file_means(place: Path) -> None:
-    done = tensorgate("check", "gate.yaml", cwd=place, TENSORGATE_TLS__CLIENT_AUTH="require", TENSORGATE_GRPC_PORT="9443")
+    env = {"TENSORGATE_TLS__CLIENT_AUTH": "require", "TENSORGATE_GRPC_PORT": "9443"}
+    done = tensorgate("check", "gate.yaml", cwd=place, **env)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     words = [line.split() for line in lines]
@@ -114,9 +116,13 @@ def test_check_prints_warnings_before_the_verdict(place: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("command", "consequence"), [("check", "it would not start"), ("serve", "nothing was started")])
+@pytest.mark.parametrize(
+    ("command", "consequence"), [("check", "it would not start"), ("serve", "nothing was started")]
+)
 def test_wrong_settings_are_exit_code_78_with_every_fault(command: str, consequence: str, place: Path) -> None:
-    (place / "bad.yaml").write_text("grpc_prt: 1\nlog: {level: loud}\ntls: {cert_file: gone.pem, key_file: pki/server.key}\n")
+    (place / "bad.yaml").write_text(
+        "grpc_prt: 1\nlog: {level: loud}\ntls: {cert_file: gone.pem, key_file: pki/server.key}\n"
+    )
     done = tensorgate(command, "bad.yaml", cwd=place)
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.splitlines() == [
@@ -134,9 +140,6 @@ def test_serve_reports_faults_of_flags_by_their_names(place: Path) -> None:
     done = tensorgate("serve", "gate.yaml", *flags, cwd=place)
     assert done.returncode == 78
     faults = done.stderr.splitlines()[1:]
-    assert [(line.split(":")[0].strip(), flag in line) for line, flag in zip(faults, ("--host",), strict=False)] == [
-        ("host", True)
-    ]
     assert [fault.split()[0] for fault in faults] == ["host:", "grpc_port:", "admin.address:", "log.level:"]
     assert all(f"(from {flag})" in "\n".join(faults) for flag in flags[::2])
 
@@ -215,7 +218,7 @@ def test_the_backend_says_what_is_wrong_with_its_arguments(place: Path) -> None:
 
 
 def test_check_and_certs_need_no_extra_and_load_none(place: Path) -> None:
-    """Neither the packages of the extras nor the gate itself are imported to check a file or to look at a certificate."""
+    """Neither the packages of the extras nor those of the gate are imported to check a file or show a certificate."""
     code = (
         "import json, sys; from proxy.cli import main; main(sys.argv[1:]); "
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules} & "
@@ -242,7 +245,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
         "import sys\n"
         "class Lacking:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in {'numpy', 'onnxruntime', 'grpc', 'grpclib', 'h2', 'tritonclient', 'google'}:\n"
+        "        if name.split('.')[0] in 'numpy onnxruntime grpc grpclib h2 tritonclient google'.split():\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Lacking())\n"
     )

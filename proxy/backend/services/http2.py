@@ -24,6 +24,7 @@ _STREAM_WINDOW = 8 * 2**20
 _CONNECTION_WINDOW = 64 * 2**20
 _LARGEST_FRAME = 2**20
 _HEADER_LIST = 2**16
+_ENOUGH = 128 * 2**10
 _HEADROOM = 65535  # the window that every connection starts with (RFC 9113, 6.9.2)
 
 _CONFIG = Configuration().__for_server__()
@@ -45,6 +46,43 @@ class _Events(EventsProcessor):
             super().process(event)
 
 
+class GatheringTransport:
+    """A transport that writes once per turn of the event loop, or as soon as much has come together.
+
+    grpclib writes after every frame, and uvloop makes a system call of every write: three for a small response.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self.flush)
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size >= _ENOUGH:
+            # Now, not in the next turn: only what the transport holds counts towards pausing the writers.
+            self.flush()
+
+    def flush(self) -> None:
+        if self._pieces:
+            pieces, self._pieces, self._size = self._pieces, [], 0
+            self._transport.write(b"".join(pieces))
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+
 class ServerProtocol(H2Protocol):
     """One connection, registered in `open_connections` for as long as it lasts."""
 
@@ -61,13 +99,13 @@ class ServerProtocol(H2Protocol):
         h2.max_inbound_frame_size = _LARGEST_FRAME
         h2.initiate_connection()
         h2.increment_flow_control_window(_CONNECTION_WINDOW - _HEADROOM)
-        stream_transport = cast(asyncio.Transport, transport)
-        self.handler = self.calls = CallHandler(self._methods, h2, stream_transport)
-        self.connection = Connection(h2, stream_transport, config=_CONFIG)
+        gathering = cast(asyncio.Transport, GatheringTransport(cast(asyncio.Transport, transport)))
+        self.handler = self.calls = CallHandler(self._methods, h2, gathering)
+        self.connection = Connection(h2, gathering, config=_CONFIG)
         self.connection.flush()
         self.connection.initialize()
         self.processor = _Events(self.handler, self.connection)
-        self._transport = stream_transport
+        self._transport = gathering
         self._open.add(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -76,6 +114,8 @@ class ServerProtocol(H2Protocol):
 
     def go_away(self) -> None:
         """Ask the client to open no more streams here; those that are open go on."""
+        if self.connection.is_closing():
+            return
         # h2's own close_connection() would refuse to send anything after the GOAWAY.
         self.connection.flush()
         self._transport.write(GoAwayFrame(0, last_stream_id=2**31 - 1).serialize())

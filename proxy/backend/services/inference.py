@@ -23,6 +23,7 @@ SERVICE = "inference.GRPCInferenceService"
 EXTENSIONS = ("model_configuration",)
 """Those of https://docs.nvidia.com/deeplearning/triton-inference-server/ that are served in full."""
 
+_MOST_DIMS = 64
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -94,6 +95,7 @@ class InferenceService:
     async def _infer(self, parsed: tuple[pb.ModelInferRequest, Sequence[Buffer]], call: Call) -> Sequence[Buffer]:
         request, raw = parsed
         loaded = self._repository.find(request.model_name, request.model_version)
+        _check_counts(request, loaded.spec)
         _check_parameters(request)
         wanted = [output.name for output in request.outputs]
         outputs = await loaded.infer(_inputs(request, raw), wanted, call.deadline)
@@ -114,6 +116,16 @@ def _server_metadata(_: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
 def _tensor_metadata(spec: ModelSpec, tensor: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
     shape = (-1, *tensor.dims) if spec.max_batch_size else tensor.dims
     return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
+
+
+def _check_counts(request: pb.ModelInferRequest, spec: ModelSpec) -> None:
+    """Before anything walks through what the client sent: it may hold millions of inputs or dimensions."""
+    if len(request.inputs) > len(spec.inputs):
+        raise invalid(f"model '{spec.name}' takes {len(spec.inputs)} inputs, got {len(request.inputs)}")
+    for tensor in request.inputs:
+        if len(tensor.shape) > _MOST_DIMS:
+            given = len(tensor.shape)
+            raise invalid(f"input '{tensor.name}': shape has {given} dimensions, more than {_MOST_DIMS}")
 
 
 def _check_parameters(request: pb.ModelInferRequest) -> None:
