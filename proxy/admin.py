@@ -35,7 +35,7 @@ class Admin:
         await self._runner.setup()
         site: web.BaseSite
         if self._address.path:
-            Path(self._address.path).unlink(missing_ok=True)
+            _remove_stale(self._address.path)
             site = web.UnixSite(self._runner, self._address.path)
         else:
             site = web.TCPSite(self._runner, self._address.host, self._address.port)
@@ -56,3 +56,10 @@ class Admin:
     async def _readyz(self, request: web.Request) -> web.Response:
         why = self._not_ready()
         return web.Response(status=503, text=why + "\n") if why else web.Response(text="ok\n")
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket file of a process that is gone; leave anything else, which binding will complain about."""
+    file = Path(path)
+    if file.is_socket():
+        file.unlink()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import signal
 import ssl
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import uvloop
@@ -94,7 +96,7 @@ class Gate:
             self.pool.close()
             self.relay.flush()
         self.listener.close_all()
-        await self._until(lambda: self.listener.connections_open == 0, _LAST_WORDS_SECONDS)
+        await self.until(lambda: self.listener.connections_open == 0, _LAST_WORDS_SECONDS)
         self.listener.abort()
         await self.admin.stop()
         if self.backend is not None:
@@ -108,7 +110,7 @@ class Gate:
         await asyncio.sleep(delay)
         self.listener.stop_accepting()
         self.listener.refuse_new()
-        finished = await self._until(lambda: self.listener.streams_open() == 0, self.settings.drain.timeout)
+        finished = await self.until(lambda: self.listener.streams_open() == 0, self.settings.drain.timeout)
         if not finished:
             _log.warning(
                 "%d calls cut off after %g s (drain.timeout)",
@@ -124,9 +126,8 @@ class Gate:
             return f"upstream {self.pool.address}: {self.pool.last_error}" if self.pool else "starting"
         return ""
 
-    async def _until(self, condition: object, seconds: float) -> bool:
+    async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Poll a condition; False when it didn't come true in time."""
-        assert callable(condition)
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while not condition():
@@ -200,8 +201,7 @@ async def _announce(gate: Gate, stop: asyncio.Queue[signal.Signals]) -> None:
     if settings.tls.client_auth == "none":
         _log.warning("tls.client_auth is none: whoever reaches the port may call every model")
     if gate.backend is not None:
-        while gate.not_ready() and stop.empty():
-            await asyncio.sleep(_POLL_SECONDS)
+        await gate.until(lambda: not gate.not_ready() or not stop.empty(), math.inf)
     gc.collect()
     gc.freeze()  # what was made at the start stays: the collector needn't look at it again
     host = settings.host or "*"

@@ -225,7 +225,7 @@ def _add(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
 
 def _add_serve(commands: _Commands) -> None:
     parser = _add(commands, "serve", "run the gate with a settings file")
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file; configs/ holds examples")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     parser.add_argument("--grpc-port", metavar="N", help="instead of grpc_port; 0: any free one")
     parser.add_argument("--host", metavar="H", help="instead of host")
     parser.add_argument("--admin-address", metavar="A", help="instead of admin.address")

@@ -77,7 +77,7 @@ def run(folder: Path | None = None, port: int = 8001, once: bool = False) -> int
     try:
         with _signals_interrupt():
             return _run((folder or default_folder()).absolute(), port, once)
-    except (DemoError, pki.PkiError) as error:
+    except (DemoError, pki.PkiError, OSError) as error:
         print(f"tensorgate demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -88,7 +88,10 @@ def run(folder: Path | None = None, port: int = 8001, once: bool = False) -> int
 def default_folder() -> Path:
     """tensorgate/demo below XDG_DATA_HOME, or below ~/.local/share."""
     base = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".local/share") / "tensorgate/demo"
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".local/share") / "tensorgate/demo"
+    except RuntimeError:
+        raise DemoError("this user has no home folder; say where its files may go: --dir DIR") from None
 
 
 def _run(folder: Path, port: int, once: bool) -> int:
@@ -331,6 +334,7 @@ class Show:
     gate: Gate
     files: Path
     failed: list[str] = field(default_factory=list)
+    _title: str = ""
 
     def run(self) -> list[str]:
         """All parts in order; returns what did not hold, [] when all did."""
@@ -347,15 +351,16 @@ class Show:
         ]
         for title, part in parts:
             _head(title)
+            self._title = title
             try:
                 part()
             except Exception as error:  # noqa: BLE001  (whatever the client raises is shown, and the show goes on)
-                self._fail(f"{title}: {_one_line(error)}")
+                self._fail(" ".join(str(error).split()) or type(error).__name__)
         return self.failed
 
     def _fail(self, text: str) -> None:
         print(f"FAILED    {text}")
-        self.failed.append(text)
+        self.failed.append(f"{self._title}: {text}")
 
     def _client(self, name: str) -> Any:
         return self._connect(self.files / "ca.pem", self.files / name)
@@ -393,7 +398,7 @@ class Show:
         for label, values in rows.items():
             print(f"{label:<10}" + "".join(f"{value:5}" for value in values[0]))
         if not (np.array_equal(total, first + second) and np.array_equal(difference, first - second)):
-            self._fail("simple: the sum or the difference is wrong")
+            self._fail("the sum or the difference is wrong")
 
     def _digits(self) -> None:
         import numpy as np
@@ -416,7 +421,7 @@ class Show:
         right = int((answers == truth).sum())
         print(f"accuracy  {right / len(truth):.1%}: {right} of all {len(truth)} held-out samples are right")
         if right < _LEAST_ACCURACY * len(truth):
-            self._fail(f"digits: fewer than {_LEAST_ACCURACY:.0%} of the answers are right")
+            self._fail(f"fewer than {_LEAST_ACCURACY:.0%} of the answers are right")
 
     def _without_certificate(self) -> None:
         self._refused(self.files / "ca.pem", None, {"no_certificate"})
@@ -472,10 +477,6 @@ class Show:
 
 def _aligned(label: str, text: str) -> None:
     print(textwrap.fill(text, 110, initial_indent=f"{label:<10}", subsequent_indent=" " * 10, break_long_words=False))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _print_ways_in(gate: Gate, files: Path) -> None:

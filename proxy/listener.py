@@ -219,7 +219,9 @@ def bind(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def _bind_one(family: int, kind: int, protocol: int, address: tuple[object, ...], optional: bool) -> socket.socket | None:
+def _bind_one(
+    family: int, kind: int, protocol: int, address: tuple[object, ...], optional: bool
+) -> socket.socket | None:
     try:
         sock = socket.socket(family, kind, protocol)
     except OSError:

@@ -9,13 +9,15 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from proxy.config.model import Leaf, Section, Settings, holds_key_material, leaves, section_of
 
 _SHOWN_MAX = 60
+
+# Attributes of a field's constraints, in the words for them.
+_BOUNDS = {"ge": "from {}", "gt": "above {} and up", "le": "to {}"}
 
 # Keys of coming versions. They stop the start: a rule that is written down and not enforced is worse than none.
 _NOT_YET = {
@@ -160,15 +162,8 @@ def _noun(leaf: Leaf) -> str:
 
 
 def _bounds(leaf: Leaf) -> str:
-    low = high = ""
-    for item in _constraints(leaf):
-        if isinstance(item, Ge):
-            low = f"from {item.ge:g}" if isinstance(item.ge, float) else f"from {item.ge}"
-        elif isinstance(item, Gt):
-            low = f"above {item.gt}"
-        elif isinstance(item, Le):
-            high = f"{'and up ' if low.startswith('above') else ''}to {item.le}"
-    return f"{low} {high}".strip()
+    found = [(name, getattr(item, name, None)) for item in _constraints(leaf) for name in _BOUNDS]
+    return " ".join(_BOUNDS[name].format(bound) for name, bound in found if bound is not None)
 
 
 def _constraints(leaf: Leaf) -> Iterator[object]:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 _SIZE_MAX = 1024 * 1024
+_LEAST = "set at least tls.cert_file, tls.key_file, and model_repository_path or upstream.grpc"
 _HINTS = (
     ("'\\t'", "indent with spaces, not tabs"),
     ("<stream end>", "a bracket or a quote is not closed"),
@@ -29,7 +30,7 @@ def read(path: Path) -> tuple[dict[Any, Any], list[str]]:
     text = _text(path)
     node, content = _parsed(text)
     if content is None:
-        raise FileFault("holds no setting; start from one of the files in configs/")
+        raise FileFault(f"holds no setting; {_LEAST}")
     if not isinstance(content, dict):
         raise FileFault(f"is not a mapping of keys to values but {_kind(content, text)}; write 'key: value' lines")
     return content, list(_duplicates(node, "", set()))
@@ -66,7 +67,7 @@ def _text(path: Path) -> str:
     if len(raw) > _SIZE_MAX:
         raise FileFault("is larger than 1 MiB; that is no settings file")
     if not raw.strip():
-        raise FileFault("is empty; start from one of the files in configs/")
+        raise FileFault(f"is empty; {_LEAST}")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -54,5 +54,7 @@ class Facts:
 def _not_grpc(head: RequestHead) -> HeaderBlock:
     """An HTTP status for who doesn't speak gRPC: 405 or, as "gRPC over HTTP/2" asks, 415."""
     if head.method != b"POST":
-        return HeaderBlock([(b":status", b"405"), (b"allow", b"POST"), (b"content-length", b"0")], checked=True)
-    return HeaderBlock([(b":status", b"415"), (b"accept", b"application/grpc"), (b"content-length", b"0")], checked=True)
+        fields = [(b":status", b"405"), (b"allow", b"POST")]
+    else:
+        fields = [(b":status", b"415"), (b"accept", b"application/grpc")]
+    return HeaderBlock([*fields, (b"content-length", b"0")], checked=True)

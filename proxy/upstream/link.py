@@ -32,7 +32,7 @@ class UpstreamConnection(ClientConnection):
 
 
 class Link(asyncio.Protocol):
-    """Joins a transport to an UpstreamConnection. `ready` is done at the peer's SETTINGS; on_lost is called at the end."""
+    """Joins a transport to an UpstreamConnection. `ready` is done at the peer's SETTINGS; on_lost called at the end."""
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ def _bench(options: argparse.Namespace) -> int:
         site = peers.make_site(folder, echo.port)
         servers = stack.enter_context(peers.proxies(site, names))
         say = (lambda words: None) if options.quiet else (lambda words: print(words, file=sys.stderr, flush=True))
-        results = report.Results(plan.shapes, servers, list(Bench(plan, servers, folder, say).runs()))
+        results = report.Results(plan.shapes, servers, list(Bench(plan, echo, servers, folder, say).runs()))
         print(report.text(results))
         if options.json:
             report.write_json(options.json, results, facts, versions)

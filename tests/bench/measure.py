@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .load import Outcome, Shape, run_h2load
-from .processes import Server
+from .processes import Server, ServerError
 
 WARM_UP_SECONDS = 0.5
 # The steady part of a run: without its handshakes, and without its end, where some connections have nothing to do.
@@ -57,11 +57,21 @@ class Plan:
     requests: int | None
 
 
-class Bench:
-    """Runs a plan against proxies that are up; `say` is told what is going on."""
+class ProxyEnded(Exception):
+    """The proxy that is measured is no longer there."""
 
-    def __init__(self, plan: Plan, servers: list[Server], folder: Path, say: Callable[[str], None]) -> None:
-        self._plan, self._servers, self._folder, self._say = plan, servers, folder, say
+
+class Bench:
+    """Runs a plan against proxies that are up; `say` is told what is going on.
+
+    A proxy's faults make its rows fail. The end of the upstream raises ServerError: it would be every proxy's fault.
+    """
+
+    def __init__(
+        self, plan: Plan, upstream: Server, servers: list[Server], folder: Path, say: Callable[[str], None]
+    ) -> None:
+        self._plan, self._upstream, self._servers = plan, upstream, servers
+        self._folder, self._say = folder, say
 
     def runs(self) -> Iterator[Run]:
         for shape in self._plan.shapes:
@@ -99,13 +109,25 @@ class Bench:
         return Run(shape.name, server.name, repeat, requests, figures(outcome, samples, server.rss()))
 
     def _load(self, server: Server, shape: Shape, requests: int, tick: Callable[[], None]) -> Outcome:
+        def watch() -> None:
+            self._check_alive(server)
+            tick()
+
         limit = 60 + 10 * self._plan.seconds
-        outcome = run_h2load(shape, server.port, requests, self._folder, limit, tick)
-        death = server.death()
+        try:
+            outcome = run_h2load(shape, server.port, requests, self._folder, limit, watch)
+            self._check_alive(server)
+        except ProxyEnded as ended:
+            return Outcome(requests, 0.0, [], [], str(ended))
         server.trim_log()
-        if death is None:
-            return outcome
-        return Outcome(requests, outcome.seconds, [], [], death)
+        return outcome
+
+    def _check_alive(self, server: Server) -> None:
+        """Asked all through a run: without it, a proxy that retries its dead upstream would be waited for."""
+        if (fault := self._upstream.death()) is not None:
+            raise ServerError(f"while {server.name} was measured, {fault}")
+        if (fault := server.death()) is not None:
+            raise ProxyEnded(fault)
 
     def _report(self, run: Run) -> Run:
         words = f"FAILED: {run.problem}"

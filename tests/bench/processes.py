@@ -62,7 +62,10 @@ class Server:
     def death(self) -> str | None:
         """None while it runs, else how it ended, with the end of its log."""
         code = self.process.poll()
-        return None if code is None else f"{self.name} ended with exit code {code}; its log ends: {self.log_tail()}"
+        if code is None:
+            return None
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return f"{self.name} ended {how}; its log ends: {self.log_tail()}"
 
     def log_tail(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()

@@ -75,9 +75,9 @@ class Demo:
             self.process.stdout.close()
         return code
 
-    def after(self, heading: str) -> str:
-        """The paragraph below a heading, up to the next empty line that no indented line follows."""
-        match = re.search(rf"^{heading}.*\n-+\n((?:.+\n|\n(?=\S.*=))+)", self.output, re.MULTILINE)
+    def between(self, heading: str, following: str) -> str:
+        """What is printed under a heading, up to the text that follows it."""
+        match = re.search(rf"^{heading}.*\n-+\n(.*?)^{following}", self.output, re.MULTILINE | re.DOTALL)
         assert match, self.output
         return match[1]
 
@@ -109,7 +109,7 @@ def running(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def test_the_show_is_told(running: Demo) -> None:
     text = running.output
-    assert "FAILED" not in text
+    assert "\nFAILED" not in text
     assert "Traceback" not in text
     assert re.search(r"^sum        +10   11   12 ", text, re.MULTILINE)
     assert re.search(r"^difference  -10   -9   -8 ", text, re.MULTILINE)
@@ -126,7 +126,7 @@ def test_the_show_is_told(running: Demo) -> None:
 
 
 def test_the_snippet_works_as_pasted(running: Demo, tmp_path: Path) -> None:
-    snippet = running.after("Call it yourself, from Python")
+    snippet = running.between("Call it yourself, from Python", "or with grpcurl")
     done = subprocess.run(
         [sys.executable, "-c", snippet],
         cwd=tmp_path,
@@ -142,7 +142,7 @@ def test_the_snippet_works_as_pasted(running: Demo, tmp_path: Path) -> None:
 def test_the_grpcurl_line_works_as_pasted(running: Demo, tmp_path: Path) -> None:
     env = environment()
     assert shutil.which("grpcurl", path=env["PATH"]), "grpcurl is in the extra `test`"
-    line = running.after("or with grpcurl")
+    line = running.between("or with grpcurl", "The gate stays up")
     done = subprocess.run(
         ["/bin/sh", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LIVENESS
     )
@@ -216,7 +216,7 @@ def test_the_user_s_own_modules_in_the_current_folder_are_not_run(folder: Path, 
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
-def test_a_busy_port_is_named_with_the_flag_and_a_busy_admin_port_is_replaced(folder: Path, tmp_path: Path) -> None:
+def test_a_busy_port_is_named_with_the_flag(folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
@@ -240,6 +240,33 @@ def test_a_busy_admin_port_is_replaced_by_a_free_one(tmp_path: Path, monkeypatch
         monkeypatch.setattr(demo, "_ADMIN_PORT", taken.getsockname()[1])
         config = demo._write_config(tmp_path, tmp_path / "pki", 0)
     assert "address: 127.0.0.1:0\n" in config.read_text()
+
+
+def test_what_does_not_hold_is_said_and_is_exit_code_1(folder: Path, tmp_path: Path) -> None:
+    """A gate that lets everybody in: the refusals of the show do not hold."""
+    code = (
+        "import sys; from pathlib import Path; from proxy import demo; settings = demo._settings\n"
+        "def open_to_all(*arguments):\n"
+        "    found = settings(*arguments); found['tls']['client_auth'] = 'none'; return found\n"
+        "demo._settings = open_to_all\n"
+        "sys.exit(demo.run(Path(sys.argv[1]), 0, once=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIVENESS,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "All of it held" not in done.stdout
+    assert done.stdout.endswith(
+        "Not all of it held\n------------------\n"
+        "- A client without a certificate: the client was let in\n"
+        "- A client with a certificate of another CA: the client was let in\n"
+        f"The gate's log: {folder}/gate.log\n"
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:

@@ -29,732 +29,377 @@ CASES: dict[str, tuple[str, list[str]]] = {
     # the file as a whole
     "empty": (
         "",
-        [
-            "{f}: is empty; start from one of the files in configs/",
-        ],
-    ),
+        ["{f}: is empty; set at least tls.cert_file, tls.key_file, and model_repository_path or upstream.grpc"]),
     "only comments": (
         "# nothing\n\n",
-        [
-            "{f}: holds no setting; start from one of the files in configs/",
-        ],
-    ),
+        ["{f}: holds no setting; set at least tls.cert_file, tls.key_file, and model_repository_path or upstream.grpc"]),
     "a list": (
         "- grpc_port: 8001\n",
-        [
-            "{f}: is not a mapping of keys to values but a list; write 'key: value' lines",
-        ],
-    ),
+        ["{f}: is not a mapping of keys to values but a list; write 'key: value' lines"]),
     "a text": (
         "grpc_port\n",
-        [
-            "{f}: is not a mapping of keys to values but a single text; write 'key: value' lines",
-        ],
-    ),
+        ["{f}: is not a mapping of keys to values but a single text; write 'key: value' lines"]),
     "a number": (
         "8001\n",
-        [
-            "{f}: is not a mapping of keys to values but a single value; write 'key: value' lines",
-        ],
-    ),
+        ["{f}: is not a mapping of keys to values but a single value; write 'key: value' lines"]),
     "a pem file": (
         "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg\n-----END PRIVATE KEY-----\n",
-        [
-            "{f}: is not a mapping of keys to values but a PEM file; write 'key: value' lines",
-        ],
-    ),
+        ["{f}: is not a mapping of keys to values but a PEM file; write 'key: value' lines"]),
     "tab": (
         GOOD + "log:\n\tlevel: info\n",
-        [
-            "{f}: line 4, column 1: is not YAML: found character '\\t' that cannot start any token; indent with spaces, not tabs",
-        ],
-    ),
+        ["{f}: line 4, column 1: is not YAML: found character '\\t' that cannot start any token; indent with spaces, not tabs"]),
     "unclosed": (
         "tls: {cert_file: server.pem\n",
-        [
-            "{f}: line 2, column 1: is not YAML: expected ',' or '}', but got '<stream end>'; a bracket or a quote is not closed",
-        ],
-    ),
+        ["{f}: line 2, column 1: is not YAML: expected ',' or '}', but got '<stream end>'; a bracket or a quote is not closed"]),
     "bad indentation": (
         "tls:\n  cert_file: server.pem\n key_file: server.key\n",
-        [
-            "{f}: line 3, column 2: is not YAML: expected <block end>, but found '<block mapping start>'; check the indentation",
-        ],
-    ),
+        ["{f}: line 3, column 2: is not YAML: expected <block end>, but found '<block mapping start>'; check the indentation"]),
     "colon in a text": (
         GOOD + "host: gate: 1\n",
-        [
-            "{f}: line 3, column 11: is not YAML: mapping values are not allowed here; put a text that holds ': ' in quotes, and check the indentation",
-        ],
-    ),
+        ["{f}: line 3, column 11: is not YAML: mapping values are not allowed here; put a text that holds ': ' in quotes, and check the indentation"]),
     "bracket address unquoted": (
         GOOD + "admin: {address: [::1]:9090}\n",
-        [
-            "{f}: line 3, column 19: is not YAML: expected the node content, but found ':'; put an address such as '[::1]:9090' in quotes",
-        ],
-    ),
+        ["{f}: line 3, column 19: is not YAML: expected the node content, but found ':'; put an address such as '[::1]:9090' in quotes"]),
     "unknown tag": (
         GOOD + "host: !!python/object/apply:os.system ['true']\n",
-        [
-            "{f}: line 3, column 7: is not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'; write the value without a tag",
-        ],
-    ),
+        ["{f}: line 3, column 7: is not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'; write the value without a tag"]),
     "unknown alias": (
         GOOD + "host: *where\n",
-        [
-            "{f}: line 3, column 7: is not YAML: found undefined alias 'where'",
-        ],
-    ),
+        ["{f}: line 3, column 7: is not YAML: found undefined alias 'where'"]),
     "two documents": (
         GOOD + "---\n" + GOOD,
-        [
-            "{f}: line 3, column 1: a second document starts here; keep one, and no further line ---",
-        ],
-    ),
+        ["{f}: line 3, column 1: a second document starts here; keep one, and no further line ---"]),
     "deep": (
         "host: " + "[" * 3000,
-        [
-            "{f}: is nested too deeply to be a settings file",
-        ],
-    ),
+        ["{f}: is nested too deeply to be a settings file"]),
     "bad date": (
         GOOD + "host: 2024-99-99\n",
-        [
-            "{f}: holds a date that does not exist (month must be in 1..12); put it in quotes",
-        ],
-    ),
+        ["{f}: holds a date that does not exist (month must be in 1..12); put it in quotes"]),
     "control character": (
-        GOOD + 'host: "a\x00b"\n',
-        [
-            "{f}: line 3: is not YAML: holds the character U+0000",
-        ],
-    ),
+        GOOD + "host: \"a\x00b\"\n",
+        ["{f}: line 3: is not YAML: holds the character U+0000"]),
     # keys
     "twice": (
         GOOD + "grpc_port: 8001\nlog: {level: info}\ngrpc_port: 8002\n",
-        [
-            "grpc_port: is given twice, in lines 3 and 5; keep one of them",
-        ],
-    ),
+        ["grpc_port: is given twice, in lines 3 and 5; keep one of them"]),
     "twice in a section": (
         BEHIND + "tls:\n  cert_file: server.pem\n  key_file: server.key\n  cert_file: server.pem\n",
-        [
-            "tls.cert_file: is given twice, in lines 3 and 5; keep one of them",
-        ],
-    ),
+        ["tls.cert_file: is given twice, in lines 3 and 5; keep one of them"]),
     "unknown with a near one": (
         GOOD + "grpc-port: 8001\n",
-        [
-            "grpc-port: unknown key; did you mean grpc_port?",
-        ],
-    ),
+        ["grpc-port: unknown key; did you mean grpc_port?"]),
     "unknown camel case": (
         GOOD + "grpcPort: 8001\n",
-        [
-            "grpcPort: unknown key; did you mean grpc_port?",
-        ],
-    ),
+        ["grpcPort: unknown key; did you mean grpc_port?"]),
     "unknown of another section": (
         GOOD + "client_auth: require\n",
-        [
-            "client_auth: unknown key; did you mean tls.client_auth?",
-        ],
-    ),
+        ["client_auth: unknown key; did you mean tls.client_auth?"]),
     "unknown in a section": (
         GOOD + "limits: {conections: 10}\n",
-        [
-            "limits.conections: unknown key; did you mean limits.connections?",
-        ],
-    ),
+        ["limits.conections: unknown key; did you mean limits.connections?"]),
     "unknown with nothing near": (
         GOOD + "log: {colour: red}\n",
-        [
-            "log.colour: unknown key; known here: level, format, access",
-        ],
-    ),
+        ["log.colour: unknown key; known here: level, format, access"]),
     "unknown secret": (
         tls(key_password="hunter2"),
-        [
-            "tls.key_password: unknown key; known here: cert_file, key_file, ca_file, client_auth",
-        ],
-    ),
+        ["tls.key_password: unknown key; known here: cert_file, key_file, ca_file, client_auth"]),
     "number as a key": (
         GOOD + "8001: grpc\n",
-        [
-            "8001: is not a key (a key is text); known here: model_repository_path, upstream, host, grpc_port, http_port, tls, admin, limits, timeouts, drain, log, workers",
-        ],
-    ),
+        ["8001: is not a key (a key is text); known here: model_repository_path, upstream, host, grpc_port, http_port, tls, admin, limits, timeouts, drain, log, workers"]),
     "key material as a key": (
         GOOD + "'-----BEGIN PRIVATE KEY-----': 1\n",
-        [
-            "(key material): unknown key; known here: model_repository_path, upstream, host, grpc_port, http_port, tls, admin, limits, timeouts, drain, log, workers",
-        ],
-    ),
+        ["(key material): unknown key; known here: model_repository_path, upstream, host, grpc_port, http_port, tls, admin, limits, timeouts, drain, log, workers"]),
     "policy": (
         GOOD + "policy: {default: deny}\n",
-        [
-            "policy: rules are not available in this version, and nothing is started, because a rule that is not enforced would be worse than none; remove the key",
-        ],
-    ),
+        ["policy: rules are not available in this version, and nothing is started, because a rule that is not enforced would be worse than none; remove the key"]),
     "one port": (
         GOOD + "port: 443\n",
-        [
-            "port: one port for both protocols is not available in this version; use grpc_port",
-        ],
-    ),
+        ["port: one port for both protocols is not available in this version; use grpc_port"]),
     "section is a text": (
         GOOD + "limits: many\n",
-        [
-            "limits: 'many' is not a mapping; give its keys on indented lines: connections, streams_per_connection, header_list_bytes, stream_window_bytes, upstream_connections, streams_per_upstream_connection, pending_requests",
-        ],
-    ),
+        ["limits: 'many' is not a mapping; give its keys on indented lines: connections, streams_per_connection, header_list_bytes, stream_window_bytes, upstream_connections, streams_per_upstream_connection, pending_requests"]),
     "section is a list": (
         GOOD + "timeouts: [1, 2]\n",
-        [
-            "timeouts: a list is not a mapping; give its keys on indented lines: handshake, connect, idle",
-        ],
-    ),
+        ["timeouts: a list is not a mapping; give its keys on indented lines: handshake, connect, idle"]),
     "tls missing": (
         BEHIND,
-        [
-            "tls.cert_file: is missing; give the path of a file (PEM: the server certificate, then its intermediate certificates)",
-            "tls.key_file: is missing; give the path of a file (PEM: the private key that belongs to it, unencrypted)",
-        ],
-    ),
+        ["tls.cert_file: is missing; give the path of a file (PEM: the server certificate, then its intermediate certificates)",
+         "tls.key_file: is missing; give the path of a file (PEM: the private key that belongs to it, unencrypted)"]),
     "tls empty": (
         BEHIND + "tls:\n",
-        [
-            "tls.cert_file: is missing; give the path of a file (PEM: the server certificate, then its intermediate certificates)",
-            "tls.key_file: is missing; give the path of a file (PEM: the private key that belongs to it, unencrypted)",
-        ],
-    ),
+        ["tls.cert_file: is missing; give the path of a file (PEM: the server certificate, then its intermediate certificates)",
+         "tls.key_file: is missing; give the path of a file (PEM: the private key that belongs to it, unencrypted)"]),
     "cert missing": (
         BEHIND + "tls: {key_file: server.key}\n",
-        [
-            "tls.cert_file: is missing; give the path of a file (PEM: the server certificate, then its intermediate certificates)",
-        ],
-    ),
+        ["tls.cert_file: is missing; give the path of a file (PEM: the server certificate, then its intermediate certificates)"]),
     "key missing": (
         BEHIND + "tls: {cert_file: server.pem}\n",
-        [
-            "tls.key_file: is missing; give the path of a file (PEM: the private key that belongs to it, unencrypted)",
-        ],
-    ),
+        ["tls.key_file: is missing; give the path of a file (PEM: the private key that belongs to it, unencrypted)"]),
     # which backend
     "neither": (
         TLS,
-        [
-            "model_repository_path: neither it nor upstream.grpc is set; give a folder of models to serve, or the address of a running server in upstream.grpc",
-        ],
-    ),
+        ["model_repository_path: neither it nor upstream.grpc is set; give a folder of models to serve, or the address of a running server in upstream.grpc"]),
     "both": (
         GOOD + "model_repository_path: models\n",
-        [
-            "upstream.grpc: 127.0.0.1:9001 is given as well as model_repository_path {d}/models; keep one of the two: model_repository_path starts the embedded backend, upstream fronts a running server",
-        ],
-    ),
+        ["upstream.grpc: 127.0.0.1:9001 is given as well as model_repository_path {d}/models; keep one of the two: model_repository_path starts the embedded backend, upstream fronts a running server"]),
     "upstream without grpc": (
         TLS + "upstream: {http: '127.0.0.1:9000'}\n",
-        [
-            "upstream.grpc: is missing; give an address such as 127.0.0.1:9001 (gRPC address of the server behind (h2c))",
-        ],
-    ),
+        ["upstream.grpc: is missing; give an address such as 127.0.0.1:9001 (gRPC address of the server behind (h2c))"]),
     "upstream is a text": (
         TLS + "upstream: 127.0.0.1:9001\n",
-        [
-            "upstream: '127.0.0.1:9001' is not a mapping; give its keys on indented lines: grpc, http",
-        ],
-    ),
+        ["upstream: '127.0.0.1:9001' is not a mapping; give its keys on indented lines: grpc, http"]),
     "repository missing": (
         TLS + "model_repository_path: gone\n",
-        [
-            "model_repository_path: {d}/gone does not exist; give a folder with one folder per model",
-        ],
-    ),
+        ["model_repository_path: {d}/gone does not exist; give a folder with one folder per model"]),
     "repository is a file": (
         TLS + "model_repository_path: a-file\n",
-        [
-            "model_repository_path: {d}/a-file is not a folder; give a folder with one folder per model",
-        ],
-    ),
+        ["model_repository_path: {d}/a-file is not a folder; give a folder with one folder per model"]),
     "repository null and nothing else": (
         TLS + "model_repository_path:\n",
-        [
-            "model_repository_path: neither it nor upstream.grpc is set; give a folder of models to serve, or the address of a running server in upstream.grpc",
-        ],
-    ),
+        ["model_repository_path: neither it nor upstream.grpc is set; give a folder of models to serve, or the address of a running server in upstream.grpc"]),
     # addresses
     "address without a port": (
         TLS + "upstream: {grpc: triton}\n",
-        [
-            "upstream.grpc: 'triton' has no port; write HOST:PORT, [IPV6]:PORT or unix:/path",
-        ],
-    ),
+        ["upstream.grpc: 'triton' has no port; write HOST:PORT, [IPV6]:PORT or unix:/path"]),
     "address is a URL": (
         TLS + "upstream: {grpc: 'http://triton:8001'}\n",
-        [
-            "upstream.grpc: 'http://triton:8001' is a URL; write HOST:PORT without a scheme, or unix:/path",
-        ],
-    ),
+        ["upstream.grpc: 'http://triton:8001' is a URL; write HOST:PORT without a scheme, or unix:/path"]),
     "address without a host": (
         GOOD + "admin: {address: ':9090'}\n",
-        [
-            "admin.address: ':9090' has no host; write 127.0.0.1:PORT, or 0.0.0.0:PORT for every address",
-        ],
-    ),
+        ["admin.address: ':9090' has no host; write 127.0.0.1:PORT, or 0.0.0.0:PORT for every address"]),
     "address port too high": (
         TLS + "upstream: {grpc: 'triton:70000'}\n",
-        [
-            "upstream.grpc: 'triton:70000' has no port number after the last colon; give one from 0 to 65535",
-        ],
-    ),
+        ["upstream.grpc: 'triton:70000' has no port number after the last colon; give one from 0 to 65535"]),
     "address port 0": (
         TLS + "upstream: {grpc: 'triton:0'}\n",
-        [
-            "upstream.grpc: 'triton:0' has port 0, which cannot be connected to; give a port from 1 to 65535",
-        ],
-    ),
+        ["upstream.grpc: 'triton:0' has port 0, which cannot be connected to; give a port from 1 to 65535"]),
     "address ipv6 without brackets": (
         GOOD + "admin: {address: '::1:9090'}\n",
-        [
-            "admin.address: '::1:9090' has several colons; put an IPv6 address in brackets, as in [::1]:9090",
-        ],
-    ),
+        ["admin.address: '::1:9090' has several colons; put an IPv6 address in brackets, as in [::1]:9090"]),
     "address bad ipv6": (
         GOOD + "admin: {address: '[::zz]:9090'}\n",
-        [
-            "admin.address: '[::zz]:9090' has no IPv6 address between [ and ]; write it as in [::1]:9090",
-        ],
-    ),
+        ["admin.address: '[::zz]:9090' has no IPv6 address between [ and ]; write it as in [::1]:9090"]),
     "address bad ipv4": (
         GOOD + "admin: {address: '127.0.0.256:9090'}\n",
-        [
-            "admin.address: '127.0.0.256:9090' has a host that is no IPv4 address; write it as in 127.0.0.1:9090",
-        ],
-    ),
+        ["admin.address: '127.0.0.256:9090' has a host that is no IPv4 address; write it as in 127.0.0.1:9090"]),
     "address bad host": (
         GOOD + "admin: {address: 'a b:9090'}\n",
-        [
-            "admin.address: 'a b:9090' has a host that is neither a name nor an IP address; write HOST:PORT",
-        ],
-    ),
+        ["admin.address: 'a b:9090' has a host that is neither a name nor an IP address; write HOST:PORT"]),
     "address relative socket": (
         TLS + "upstream: {grpc: 'unix:triton.sock'}\n",
-        [
-            "upstream.grpc: 'unix:triton.sock' needs an absolute path after unix:, as in unix:/run/triton.sock",
-        ],
-    ),
+        ["upstream.grpc: 'unix:triton.sock' needs an absolute path after unix:, as in unix:/run/triton.sock"]),
     "address long socket": (
         TLS + "upstream: {grpc: 'unix:/" + "s" * 110 + "'}\n",
-        [
-            "upstream.grpc: 'unix:/ssssssssssssssssssssssssssssssssssssssssssssssssssss…' is too long: the path of a unix socket has at most 107 bytes",
-        ],
-    ),
+        ["upstream.grpc: 'unix:/ssssssssssssssssssssssssssssssssssssssssssssssssssss…' is too long: the path of a unix socket has at most 107 bytes"]),
     "address is a number": (
         GOOD + "admin: {address: 9090}\n",
-        [
-            "admin.address: 9090 is not an address; write HOST:PORT, [IPV6]:PORT or unix:/path",
-        ],
-    ),
+        ["admin.address: 9090 is not an address; write HOST:PORT, [IPV6]:PORT or unix:/path"]),
     "address sexagesimal": (
         GOOD + "admin: {address: 127:30}\n",
-        [
-            "admin.address: 7650 is not an address; write HOST:PORT, [IPV6]:PORT or unix:/path",
-        ],
-    ),
+        ["admin.address: 7650 is not an address; write HOST:PORT, [IPV6]:PORT or unix:/path"]),
     "host with a port": (
         GOOD + "host: 127.0.0.1:8001\n",
-        [
-            "host: '127.0.0.1:8001' is not a host; leave scheme and port out (the port is grpc_port)",
-        ],
-    ),
+        ["host: '127.0.0.1:8001' is not a host; leave scheme and port out (the port is grpc_port)"]),
     "host with spaces": (
         GOOD + "host: my host\n",
-        [
-            "host: 'my host' is neither a host name nor an IP address; '' means every address",
-        ],
-    ),
+        ["host: 'my host' is neither a host name nor an IP address; '' means every address"]),
     "host is a number": (
         GOOD + "host: 10\n",
-        [
-            "host: 10 is not a host; give a name or an IP address in quotes, or '' for all",
-        ],
-    ),
+        ["host: 10 is not a host; give a name or an IP address in quotes, or '' for all"]),
     "host is a short ipv4": (
         GOOD + "host: 10.0.1\n",
-        [
-            "host: '10.0.1' is neither a host name nor an IP address; '' means every address",
-        ],
-    ),
+        ["host: '10.0.1' is neither a host name nor an IP address; '' means every address"]),
     # numbers and words
     "port too high": (
         GOOD + "grpc_port: 70000\n",
-        [
-            "grpc_port: 70000 is out of range; give a whole number from 0 to 65535",
-        ],
-    ),
+        ["grpc_port: 70000 is out of range; give a whole number from 0 to 65535"]),
     "port negative": (
         GOOD + "http_port: -1\n",
-        [
-            "http_port: -1 is out of range; give a whole number from 0 to 65535",
-        ],
-    ),
+        ["http_port: -1 is out of range; give a whole number from 0 to 65535"]),
     "port is a text": (
         GOOD + "grpc_port: https\n",
-        [
-            "grpc_port: 'https' is not a whole number; give a whole number from 0 to 65535",
-        ],
-    ),
+        ["grpc_port: 'https' is not a whole number; give a whole number from 0 to 65535"]),
     "port is yes": (
         GOOD + "grpc_port: yes\n",
-        [
-            "grpc_port: true is not a whole number; give a whole number from 0 to 65535",
-        ],
-    ),
+        ["grpc_port: true is not a whole number; give a whole number from 0 to 65535"]),
     "port is a fraction": (
         GOOD + "grpc_port: 8001.5\n",
-        [
-            "grpc_port: 8001.5 is not a whole number; give a whole number from 0 to 65535",
-        ],
-    ),
+        ["grpc_port: 8001.5 is not a whole number; give a whole number from 0 to 65535"]),
     "port has no value": (
         GOOD + "grpc_port:\n",
-        [
-            "grpc_port: has no value; give a whole number from 0 to 65535, or remove the key",
-        ],
-    ),
+        ["grpc_port: has no value; give a whole number from 0 to 65535, or remove the key"]),
     "port is a list": (
         GOOD + "grpc_port: [8001, 8002]\n",
-        [
-            "grpc_port: a list is not a whole number; give a whole number from 0 to 65535",
-        ],
-    ),
+        ["grpc_port: a list is not a whole number; give a whole number from 0 to 65535"]),
     "limit zero": (
         GOOD + "limits: {connections: 0}\n",
-        [
-            "limits.connections: 0 is out of range; give a whole number from 1 to 1000000",
-        ],
-    ),
+        ["limits.connections: 0 is out of range; give a whole number from 1 to 1000000"]),
     "limit with a unit": (
         GOOD + "limits: {stream_window_bytes: 256k}\n",
-        [
-            "limits.stream_window_bytes: '256k' is not a whole number; give a whole number from 16384 to 16777216",
-        ],
-    ),
+        ["limits.stream_window_bytes: '256k' is not a whole number; give a whole number from 16384 to 16777216"]),
     "limit too small": (
         GOOD + "limits: {header_list_bytes: 10}\n",
-        [
-            "limits.header_list_bytes: 10 is out of range; give a whole number from 4096 to 1048576",
-        ],
-    ),
+        ["limits.header_list_bytes: 10 is out of range; give a whole number from 4096 to 1048576"]),
     "limit too large": (
         GOOD + "limits: {stream_window_bytes: 99999999999999999999}\n",
-        [
-            "limits.stream_window_bytes: 99999999999999999999 is out of range; give a whole number from 16384 to 16777216",
-        ],
-    ),
+        ["limits.stream_window_bytes: 99999999999999999999 is out of range; give a whole number from 16384 to 16777216"]),
     "time with a unit": (
         GOOD + "timeouts: {handshake: 10s}\n",
-        [
-            "timeouts.handshake: '10s' is not a number of seconds; give seconds above 0 and up to 300",
-        ],
-    ),
+        ["timeouts.handshake: '10s' is not a number of seconds; give seconds above 0 and up to 300"]),
     "time zero": (
         GOOD + "timeouts: {connect: 0}\n",
-        [
-            "timeouts.connect: 0 is out of range; give seconds above 0 and up to 300",
-        ],
-    ),
+        ["timeouts.connect: 0 is out of range; give seconds above 0 and up to 300"]),
     "time negative": (
         GOOD + "drain: {delay: -1}\n",
-        [
-            "drain.delay: -1 is out of range; give seconds from 0 to 3600",
-        ],
-    ),
+        ["drain.delay: -1 is out of range; give seconds from 0 to 3600"]),
     "time endless": (
         GOOD + "timeouts: {idle: .inf}\n",
-        [
-            "timeouts.idle: inf is out of range; give seconds from 0 to 86400",
-        ],
-    ),
+        ["timeouts.idle: inf is out of range; give seconds from 0 to 86400"]),
     "time not a number": (
         GOOD + "timeouts: {idle: .nan}\n",
-        [
-            "timeouts.idle: nan is out of range; give seconds from 0 to 86400",
-        ],
-    ),
+        ["timeouts.idle: nan is out of range; give seconds from 0 to 86400"]),
     "time true": (
         GOOD + "timeouts: {idle: true}\n",
-        [
-            "timeouts.idle: true is not a number of seconds; give seconds from 0 to 86400",
-        ],
-    ),
+        ["timeouts.idle: true is not a number of seconds; give seconds from 0 to 86400"]),
     "level unknown": (
         GOOD + "log: {level: verbose}\n",
-        [
-            "log.level: 'verbose' is not known here; give one of: debug, info, warning, error",
-        ],
-    ),
+        ["log.level: 'verbose' is not known here; give one of: debug, info, warning, error"]),
     "level upper case": (
         GOOD + "log: {level: INFO}\n",
-        [
-            "log.level: 'INFO' is not known here; give one of: debug, info, warning, error",
-        ],
-    ),
+        ["log.level: 'INFO' is not known here; give one of: debug, info, warning, error"]),
     "format is a number": (
         GOOD + "log: {format: 3}\n",
-        [
-            "log.format: 3 is not known here; give one of: text, json",
-        ],
-    ),
+        ["log.format: 3 is not known here; give one of: text, json"]),
     "access is a word": (
         GOOD + "log: {access: sometimes}\n",
-        [
-            "log.access: 'sometimes' is neither true nor false; give one of the two",
-        ],
-    ),
+        ["log.access: 'sometimes' is neither true nor false; give one of the two"]),
     "workers": (
         GOOD + "workers: 4\n",
-        [
-            "workers: 4 is not available in this version; leave it out or set it to 1",
-        ],
-    ),
+        ["workers: 4 is not available in this version; leave it out or set it to 1"]),
     "workers zero": (
         GOOD + "workers: 0\n",
-        [
-            "workers: 0 is out of range; give a whole number from 1 to 1024",
-        ],
-    ),
+        ["workers: 0 is out of range; give a whole number from 1 to 1024"]),
     # listeners
     "same port for grpc and admin": (
         GOOD + "grpc_port: 9090\n",
-        [
-            "admin.address: port 9090 is taken by grpc_port as well; give each listener a port of its own",
-        ],
-    ),
+        ["admin.address: port 9090 is taken by grpc_port as well; give each listener a port of its own"]),
     "same port for grpc and http": (
         GOOD + "grpc_port: 8000\nhttp_port: 8000\n",
-        [
-            "http_port: port 8000 is taken by grpc_port as well; give each listener a port of its own",
-        ],
-    ),
+        ["http_port: port 8000 is taken by grpc_port as well; give each listener a port of its own"]),
     "same port on the same host": (
         GOOD + "host: 127.0.0.1\ngrpc_port: 9090\n",
-        [
-            "admin.address: port 9090 is taken by grpc_port as well; give each listener a port of its own",
-        ],
-    ),
+        ["admin.address: port 9090 is taken by grpc_port as well; give each listener a port of its own"]),
     # TLS
     "auth is no": (
         tls(ca_file="ca.pem", client_auth="no"),
-        [
-            "tls.client_auth: false is not known here (YAML reads a bare yes, no, on or off as a truth value); give one of: none, optional, require",
-        ],
-    ),
+        ["tls.client_auth: false is not known here (YAML reads a bare yes, no, on or off as a truth value); give one of: none, optional, require"]),
     "auth unknown": (
         tls(ca_file="ca.pem", client_auth="required"),
-        [
-            "tls.client_auth: 'required' is not known here; give one of: none, optional, require",
-        ],
-    ),
+        ["tls.client_auth: 'required' is not known here; give one of: none, optional, require"]),
     "auth without a CA": (
         tls(client_auth="require"),
-        [
-            "tls.client_auth: require needs tls.ca_file, the CA that client certificates are checked against; set tls.ca_file, or tls.client_auth to none",
-        ],
-    ),
+        ["tls.client_auth: require needs tls.ca_file, the CA that client certificates are checked against; set tls.ca_file, or tls.client_auth to none"]),
     "optional auth without a CA": (
         tls(client_auth="optional"),
-        [
-            "tls.client_auth: optional needs tls.ca_file, the CA that client certificates are checked against; set tls.ca_file, or tls.client_auth to none",
-        ],
-    ),
+        ["tls.client_auth: optional needs tls.ca_file, the CA that client certificates are checked against; set tls.ca_file, or tls.client_auth to none"]),
     "cert does not exist": (
         tls(cert_file="gone.pem"),
-        [
-            "tls.cert_file: {d}/gone.pem does not exist; give the path of a file that does",
-        ],
-    ),
+        ["tls.cert_file: {d}/gone.pem does not exist; give the path of a file that does"]),
     "cert dangling": (
         tls(cert_file="dangling.pem"),
-        [
-            "tls.cert_file: {d}/dangling.pem does not exist; give the path of a file that does",
-        ],
-    ),
+        ["tls.cert_file: {d}/dangling.pem does not exist; give the path of a file that does"]),
     "cert loop": (
         tls(cert_file="loop.pem"),
-        [
-            "tls.cert_file: {d}/loop.pem cannot be read (too many levels of symbolic links)",
-        ],
-    ),
+        ["tls.cert_file: {d}/loop.pem cannot be read (too many levels of symbolic links)"]),
     "cert below a file": (
         tls(cert_file="a-file/x.pem"),
-        [
-            "tls.cert_file: {d}/a-file/x.pem cannot be read (not a directory)",
-        ],
-    ),
+        ["tls.cert_file: {d}/a-file/x.pem cannot be read (not a directory)"]),
     "cert is a folder": (
         tls(cert_file="models"),
-        [
-            "tls.cert_file: {d}/models is a folder; give the path of a file",
-        ],
-    ),
+        ["tls.cert_file: {d}/models is a folder; give the path of a file"]),
     "cert is a device": (
         tls(cert_file="/dev/null"),
-        [
-            "tls.cert_file: /dev/null is not a regular file; give the path of a file",
-        ],
-    ),
+        ["tls.cert_file: /dev/null is not a regular file; give the path of a file"]),
     "cert empty": (
         tls(cert_file="empty.pem"),
-        [
-            "tls.cert_file: {d}/empty.pem is empty",
-        ],
-    ),
+        ["tls.cert_file: {d}/empty.pem is empty"]),
     "cert is text": (
         tls(cert_file="text.pem"),
-        [
-            "tls.cert_file: {d}/text.pem holds no certificate in PEM (-----BEGIN …-----)",
-        ],
-    ),
+        ["tls.cert_file: {d}/text.pem holds no certificate in PEM (-----BEGIN …-----)"]),
     "cert damaged": (
         tls(cert_file="damaged.pem"),
-        [
-            "tls.cert_file: {d}/damaged.pem holds a certificate that cannot be decoded; the file may be cut off or damaged",
-        ],
-    ),
+        ["tls.cert_file: {d}/damaged.pem holds a certificate that cannot be decoded; the file may be cut off or damaged"]),
     "cert cut off": (
         tls(cert_file="half.pem"),
-        [
-            "tls.cert_file: {d}/half.pem holds no whole certificate: a BEGIN line has no END line; the file may be cut off",
-        ],
-    ),
+        ["tls.cert_file: {d}/half.pem holds no whole certificate: a BEGIN line has no END line; the file may be cut off"]),
     "cert in der": (
         tls(cert_file="server.der"),
-        [
-            "tls.cert_file: {d}/server.der is binary (DER or PKCS#12), not PEM; convert it: openssl x509 -inform der -in IN -out OUT",
-        ],
-    ),
+        ["tls.cert_file: {d}/server.der is binary (DER or PKCS#12), not PEM; convert it: openssl x509 -inform der -in IN -out OUT"]),
     "cert huge": (
         tls(cert_file="huge.pem"),
-        [
-            "tls.cert_file: {d}/huge.pem is larger than 1 MiB; give a PEM file",
-        ],
-    ),
+        ["tls.cert_file: {d}/huge.pem is larger than 1 MiB; give a PEM file"]),
     "cert and key exchanged": (
         tls(cert_file="server.key", key_file="server.pem"),
-        [
-            "tls.cert_file: {d}/server.key holds no certificate, only: private key; were two files exchanged?",
-            "tls.key_file: {d}/server.pem holds no private key, only: certificate; were two files exchanged?",
-        ],
-    ),
+        ["tls.cert_file: {d}/server.key holds no certificate, only: private key; were two files exchanged?",
+         "tls.key_file: {d}/server.pem holds no private key, only: certificate; were two files exchanged?"]),
     "cert in wrong order": (
         tls(cert_file="wrong-order.pem"),
-        [
-            "tls.key_file: {d}/server.key belongs to certificate number 2 in tls.cert_file {d}/wrong-order.pem; put the server's own certificate first, then the intermediate ones",
-        ],
-    ),
+        ["tls.key_file: {d}/server.key belongs to certificate number 2 in tls.cert_file {d}/wrong-order.pem; put the server's own certificate first, then the intermediate ones"]),
     "cert refused by openssl": (
         tls(cert_file="small.pem", key_file="small.key"),
-        [
-            "tls.cert_file: {d}/small.pem is refused by OpenSSL (ee key too small); use a key of ECDSA P-256, or of RSA with 2048 bits or more",
-        ],
-    ),
+        ["tls.cert_file: {d}/small.pem is refused by OpenSSL (ee key too small); use a key of ECDSA P-256, or of RSA with 2048 bits or more"]),
     "cert path empty": (
         tls(cert_file="''"),
-        [
-            "tls.cert_file: '' is not a path; give the path of a file",
-        ],
-    ),
+        ["tls.cert_file: '' is not a path; give the path of a file"]),
     "cert path is a number": (
         tls(cert_file="7"),
-        [
-            "tls.cert_file: 7 is not a path; give the path of a file as text",
-        ],
-    ),
+        ["tls.cert_file: 7 is not a path; give the path of a file as text"]),
     "key does not exist": (
         tls(key_file="gone.key"),
-        [
-            "tls.key_file: {d}/gone.key does not exist; give the path of a file that does",
-        ],
-    ),
+        ["tls.key_file: {d}/gone.key does not exist; give the path of a file that does"]),
     "key of another certificate": (
         tls(key_file="other.key"),
-        [
-            "tls.key_file: {d}/other.key does not belong to the certificate in tls.cert_file {d}/server.pem (CN=server); give the key that the certificate was issued for",
-        ],
-    ),
+        ["tls.key_file: {d}/other.key does not belong to the certificate in tls.cert_file {d}/server.pem (CN=server); give the key that the certificate was issued for"]),
     "key encrypted": (
         tls(key_file="encrypted.key"),
-        [
-            "tls.key_file: {d}/encrypted.key is encrypted; decrypt it, as a passphrase cannot be asked for: openssl pkey -in IN -out OUT",
-        ],
-    ),
+        ["tls.key_file: {d}/encrypted.key is encrypted; decrypt it, as a passphrase cannot be asked for: openssl pkey -in IN -out OUT"]),
     "key encrypted legacy": (
         tls(key_file="encrypted-legacy.key"),
-        [
-            "tls.key_file: {d}/encrypted-legacy.key is encrypted; decrypt it, as a passphrase cannot be asked for: openssl pkey -in IN -out OUT",
-        ],
-    ),
+        ["tls.key_file: {d}/encrypted-legacy.key is encrypted; decrypt it, as a passphrase cannot be asked for: openssl pkey -in IN -out OUT"]),
     "key damaged": (
         tls(key_file="damaged.key"),
-        [
-            "tls.key_file: {d}/damaged.key holds a private key that cannot be decoded; the file may be cut off or damaged",
-        ],
-    ),
+        ["tls.key_file: {d}/damaged.key holds a private key that cannot be decoded; the file may be cut off or damaged"]),
     "key cut off": (
         tls(key_file="cut.key"),
-        [
-            "tls.key_file: {d}/cut.key holds no whole private key: a BEGIN line has no END line; the file may be cut off",
-        ],
-    ),
+        ["tls.key_file: {d}/cut.key holds no whole private key: a BEGIN line has no END line; the file may be cut off"]),
     "key in der": (
         tls(key_file="key.der"),
-        [
-            "tls.key_file: {d}/key.der is binary (DER or PKCS#12), not PEM; convert it: openssl pkey -inform der -in IN -out OUT",
-        ],
-    ),
+        ["tls.key_file: {d}/key.der is binary (DER or PKCS#12), not PEM; convert it: openssl pkey -inform der -in IN -out OUT"]),
     "key text in place of a path": (
-        BEHIND
-        + "tls:\n  cert_file: server.pem\n  key_file: |\n    -----BEGIN PRIVATE KEY-----\n    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg\n    -----END PRIVATE KEY-----\n",
-        [
-            "tls.key_file: this value is the content of a file; write it to a file and give the path of that",
-        ],
-    ),
+        BEHIND + "tls:\n  cert_file: server.pem\n  key_file: |\n    -----BEGIN PRIVATE KEY-----\n    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg\n    -----END PRIVATE KEY-----\n",
+        ["tls.key_file: this value is the content of a file; write it to a file and give the path of that"]),
     "ca is a key": (
         tls(ca_file="server.key"),
-        [
-            "tls.ca_file: {d}/server.key holds no certificate, only: private key; were two files exchanged?",
-        ],
-    ),
+        ["tls.ca_file: {d}/server.key holds no certificate, only: private key; were two files exchanged?"]),
     "ca does not exist": (
         tls(ca_file="gone.pem", client_auth="require"),
-        [
-            "tls.ca_file: {d}/gone.pem does not exist; give the path of a file that does",
-        ],
-    ),
+        ["tls.ca_file: {d}/gone.pem does not exist; give the path of a file that does"]),
     "ca without a certificate": (
         tls(ca_file="text.pem"),
-        [
-            "tls.ca_file: {d}/text.pem holds no certificate in PEM (-----BEGIN …-----)",
-        ],
-    ),
+        ["tls.ca_file: {d}/text.pem holds no certificate in PEM (-----BEGIN …-----)"]),
     # all at once
     "everything": (
         "grpc_port: 70000\nlog: {level: loud}\nmodel_repository_path: gone\ntls: {cert_file: gone.pem, key_file: text.pem, client_auth: require}\nworkers: 2\npolicy: {}\nlimit: {}\n",
-        [
-            "policy: rules are not available in this version, and nothing is started, because a rule that is not enforced would be worse than none; remove the key",
-            "limit: unknown key; did you mean limits?",
-            "grpc_port: 70000 is out of range; give a whole number from 0 to 65535",
-            "log.level: 'loud' is not known here; give one of: debug, info, warning, error",
-            "tls.client_auth: require needs tls.ca_file, the CA that client certificates are checked against; set tls.ca_file, or tls.client_auth to none",
-            "workers: 2 is not available in this version; leave it out or set it to 1",
-            "model_repository_path: {d}/gone does not exist; give a folder with one folder per model",
-            "tls.cert_file: {d}/gone.pem does not exist; give the path of a file that does",
-            "tls.key_file: {d}/text.pem holds no private key in PEM (-----BEGIN …-----)",
-        ],
-    ),
-}
+        ["policy: rules are not available in this version, and nothing is started, because a rule that is not enforced would be worse than none; remove the key",
+         "limit: unknown key; did you mean limits?",
+         "grpc_port: 70000 is out of range; give a whole number from 0 to 65535",
+         "log.level: 'loud' is not known here; give one of: debug, info, warning, error",
+         "tls.client_auth: require needs tls.ca_file, the CA that client certificates are checked against; set tls.ca_file, or tls.client_auth to none",
+         "workers: 2 is not available in this version; leave it out or set it to 1",
+         "model_repository_path: {d}/gone does not exist; give a folder with one folder per model",
+         "tls.cert_file: {d}/gone.pem does not exist; give the path of a file that does",
+         "tls.key_file: {d}/text.pem holds no private key in PEM (-----BEGIN …-----)"]),
+}  # fmt: skip
 
 
 def faults_of(config: Path) -> list[str]:

@@ -64,7 +64,7 @@ def test_defaults_are_those_of_the_documentation(place: Path) -> None:
         },
         "timeouts": {"handshake": 10.0, "connect": 5.0, "idle": 0.0},
         "drain": {"delay": 5.0, "timeout": 30.0},
-        "log": {"level": "info", "format": "text", "access": True},
+        "log": {"level": "info", "format": "text", "access": False},
         "workers": 1,
     }
 
@@ -93,7 +93,7 @@ EXAMPLES: dict[str, Any] = {
     "admin.address": ("[::1]:0", Address("::1", 0)),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
-    "log.access": ("False", False),
+    "log.access": ("True", True),
     "limits.upstream_connections": ("3", 3),
     "workers": ("1", 1),
 }
