@@ -202,6 +202,7 @@ def _settings(files: Path, port: int, admin_port: int) -> dict[str, Any]:
         },
         "admin": {"address": f"127.0.0.1:{admin_port}"},
         "drain": {"delay": 0, "timeout": 5},  # nothing waits for a load balancer here
+        "log": {"access": True},
     }
 
 

@@ -35,7 +35,6 @@ class EmbeddedBackend:
         self.address = Address(path=str(self._folder / "backend.sock"))
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._stopping = False
 
     async def start(self) -> None:
         """Start the process; what becomes of it is seen by who connects to `address`."""
@@ -43,7 +42,8 @@ class EmbeddedBackend:
         self._watch = spawn(self._keep_running(), "embedded backend")
 
     async def stop(self) -> None:
-        self._stopping = True
+        if self._watch is not None:
+            self._watch.cancel()
         process = self._process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -53,8 +53,6 @@ class EmbeddedBackend:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-        if self._watch is not None:
-            self._watch.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _launch(self) -> None:
@@ -77,12 +75,10 @@ class EmbeddedBackend:
         """Start it again whenever it ends, with backoff while it doesn't stay up."""
         loop = asyncio.get_running_loop()
         backoff = _FIRST_BACKOFF
-        while not self._stopping:
+        while True:
             assert self._process is not None
             started = loop.time()
             code = await self._process.wait()
-            if self._stopping:
-                return
             if loop.time() - started > _STABLE_SECONDS:
                 backoff = _FIRST_BACKOFF
             _log.error("the embedded backend ended (%s); starting it again in %.1f s", _exit(code), backoff)

@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from proxy.http2 import Buffer, ClientConnection
-
-if TYPE_CHECKING:
-    from proxy.telemetry.metrics import Counters
+from proxy.telemetry.metrics import Counters
 
 _WRITE_BUFFER = 1024 * 1024
 _JOIN_UP_TO = 65_536

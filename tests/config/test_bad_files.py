@@ -236,13 +236,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["limits.connections: 0 is out of range; give a whole number from 1 to 1000000"]),
     "limit with a unit": (
         GOOD + "limits: {stream_window_bytes: 256k}\n",
-        ["limits.stream_window_bytes: '256k' is not a whole number; give a whole number from 16384 to 16777216"]),
+        ["limits.stream_window_bytes: '256k' is not a whole number; give a whole number from 65536 to 16777216"]),
     "limit too small": (
         GOOD + "limits: {header_list_bytes: 10}\n",
         ["limits.header_list_bytes: 10 is out of range; give a whole number from 4096 to 1048576"]),
     "limit too large": (
         GOOD + "limits: {stream_window_bytes: 99999999999999999999}\n",
-        ["limits.stream_window_bytes: 99999999999999999999 is out of range; give a whole number from 16384 to 16777216"]),
+        ["limits.stream_window_bytes: 99999999999999999999 is out of range; give a whole number from 65536 to 16777216"]),
     "time with a unit": (
         GOOD + "timeouts: {handshake: 10s}\n",
         ["timeouts.handshake: '10s' is not a number of seconds; give seconds above 0 and up to 300"]),

@@ -95,6 +95,7 @@ EXAMPLES: dict[str, Any] = {
     "log.format": ("json", "json"),
     "log.access": ("True", True),
     "limits.upstream_connections": ("3", 3),
+    "limits.stream_window_bytes": ("100000", 100000),
     "workers": ("1", 1),
 }
 
