@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy import __version__
 from proxy.admin import Admin
+from proxy.config.check import warnings
 from proxy.config.model import Settings
 from proxy.listener import Listener
 from proxy.relay.relay import Relay
@@ -47,7 +48,10 @@ class Gate:
         self.settings = settings
         self.counters = Counters()
         self.relay = Relay(self.counters, settings.limits, settings.log.access)
-        self.listener = Listener(settings, context, self.relay, self.counters)
+        self.expiries = _expiries(settings)
+        self.listener = Listener(
+            settings, context, self.relay, self.counters, lambda: self.expiries.get("server", math.inf)
+        )
         self.backend: EmbeddedBackend | None = None
         self.pool: Pool | None = None
         self.draining = False
@@ -58,7 +62,7 @@ class Gate:
                 self.listener.streams_open,
                 lambda: self.listener.connections_open,
                 self._upstreams,
-                lambda: _expiries(settings),
+                lambda: self.expiries,
             )
         )
         self.admin = Admin(settings.admin.address, registry, self.not_ready)
@@ -151,10 +155,7 @@ def _expiries(settings: Settings) -> dict[str, float]:
     for name, path in (("server", settings.tls.cert_file), ("ca", settings.tls.ca_file)):
         if path is None:
             continue
-        try:
-            found = x509.load_pem_x509_certificates(path.read_bytes())
-        except (OSError, ValueError):
-            continue  # gone since the start; what is in use stays in use
+        found = x509.load_pem_x509_certificates(path.read_bytes())
         chosen = found[:1] if name == "server" else found
         expiries[name] = min(certificate.not_valid_after_utc.timestamp() for certificate in chosen)
     return expiries
@@ -196,8 +197,8 @@ def _unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
 async def _announce(gate: Gate, stop: asyncio.Queue[signal.Signals]) -> None:
     """Say what is served. With the embedded backend, once it answers: a line that says ready must be true."""
     settings = gate.settings
-    if settings.http_port is not None:
-        _log.warning("http_port %d: not served yet in this version; only gRPC is", settings.http_port)
+    for warning in warnings(settings):
+        _log.warning("%s", warning)
     if settings.tls.client_auth == "none":
         _log.warning("tls.client_auth is none: whoever reaches the port may call every model")
     if gate.backend is not None:
@@ -220,7 +221,7 @@ def serve(settings: Settings) -> int:
     """Run a gate until it is told to end; the exit code."""
     try:
         context = server_context(settings.tls)
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:
         print(f"tls: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_CONFIG
     lines = log_setup.start(settings.log.level, settings.log.format)

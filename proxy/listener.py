@@ -8,6 +8,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -29,8 +30,17 @@ _SWEEP_SECONDS = 1.0
 class Listener:
     """The gRPC port. Also what all its TLS shells share (tls.shell.Host)."""
 
-    def __init__(self, settings: Settings, context: ssl.SSLContext, relay: Relay, counters: Counters) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        context: ssl.SSLContext,
+        relay: Relay,
+        counters: Counters,
+        certificate_expiry: Callable[[], float],
+    ) -> None:
+        """certificate_expiry: () -> when the server certificate in use expires, in seconds since 1970."""
         self.context = context
+        self._certificate_expiry = certificate_expiry
         self.relay = relay
         self.begin: Callable[[], None] = relay.begin
         self.flush: Callable[[], None] = relay.flush
@@ -149,10 +159,15 @@ class Listener:
                 client = identity.from_certificate(certificate)
             except ValueError:
                 return reasons.BAD_IDENTITY
-        self._counters.handshakes["ok"] += 1
         return Downstream(self.relay, shell, shell.peer_name, client)
 
+    def proved(self, shell: Shell) -> None:
+        """The first bytes have come behind the handshake: the client accepts our certificate and host name."""
+        self._counters.handshakes["ok"] += 1
+
     def failed(self, shell: Shell, reason: Reason) -> None:
+        if reason is reasons.CLOSED_BY_CLIENT and time.time() > self._certificate_expiry():
+            reason = reasons.EXPIRED  # gRPC clients send no alert; but this they can't have liked
         label, words = reason
         self._counters.handshakes[label] += 1
         throttled(logging.WARNING, "failed handshakes", "%s: TLS: %s [%s]", shell.peer_name, words, label)

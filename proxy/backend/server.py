@@ -83,9 +83,13 @@ class Backend:
             self._socket_file.remove()
         await asyncio.to_thread(self.repository.close, _FINALIZE)
 
+    def running(self) -> list[asyncio.Task[None]]:
+        """The calls that have not ended yet."""
+        return [task for connection in self._connections for task in connection.calls.tasks.values()]
+
     async def _finish(self, grace: float) -> None:
         until = time.monotonic() + grace
-        while running := [task for connection in self._connections for task in connection.calls.tasks.values()]:
+        while running := self.running():
             left = until - time.monotonic()
             if left <= 0:
                 _log.warning("%d calls were still running after %g s; they are cut off", len(running), grace)
@@ -150,6 +154,11 @@ def run(repository: Path, listen: Address, *, exit_on_stdin_eof: bool, log_level
         level=log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    try:
+        os.fstat(0)
+    except OSError:
+        # Closed: the event loop's own files would get the number 0, and be taken for standard input.
+        os.open(os.devnull, os.O_RDONLY)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(repository, listen, exit_on_stdin_eof))
 
@@ -210,6 +219,6 @@ def _await_eof(loop: asyncio.AbstractEventLoop, end: asyncio.Event) -> None:
         while os.read(0, 4096):
             pass
     except OSError:
-        pass  # closed: there is no parent to wait for
+        pass  # a terminal that hung up, say
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(end.set)

@@ -166,8 +166,8 @@ def to_raw(array: Array, datatype: DataType, *, shared: bool) -> Buffer:
         return b"".join(_joined(array))
     if array.nbytes == 0:
         return b""
-    if datatype is BF16:
-        array = array.view(datatype.dtype)
+    if array.dtype.name == "bfloat16":
+        array = array.view(np.uint16)
     # Not tobytes(): it holds the interpreter lock for as long as a large copy takes.
     flat = np.array(array, datatype.dtype, order="C", copy=True if shared else None)
     return flat.reshape(-1).data.cast("B")

@@ -98,7 +98,7 @@ class Call(Stream):
             self.conn.send_headers(self, HeaderBlock(status.trailers_only(code, message), checked=True), end=True)
         self.finish(code)
 
-    def finish(self, code: int, reset_code: int = ErrorCode.CANCEL) -> None:
+    def finish(self, code: int) -> None:
         """The outcome is known: count it, and end the upstream stream if it still runs."""
         if self.done:
             return
@@ -111,7 +111,7 @@ class Call(Stream):
             relay.pool.forget(self)
             self.held = None
         elif not (partner.local_closed and partner.remote_closed):
-            partner.conn.reset(partner, reset_code)
+            partner.conn.reset(partner, ErrorCode.CANCEL)
         facts = self.facts
         if facts is not None:
             if code == 0 and facts.route.method == OTHER_METHOD:
@@ -225,9 +225,9 @@ class Downstream(ServerConnection):
             call.held.trailers = trailers
 
     def on_reset(self, call: Stream, code: int) -> None:
-        """The client cancels. Its code goes on upstream, but NO_ERROR would mean something else there."""
+        """The client cancels, whatever its code; no client gets to send others to an upstream that all share."""
         assert isinstance(call, Call)
-        call.finish(Code.CANCELLED, code or ErrorCode.CANCEL)
+        call.finish(Code.CANCELLED)
 
     def on_stream_fault(self, call: Stream, code: ErrorCode, reason: str) -> None:
         assert isinstance(call, Call)

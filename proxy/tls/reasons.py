@@ -49,12 +49,18 @@ Reason = tuple[str, str]
 
 CLOSED_BY_CLIENT: Reason = (
     "closed_by_client",
-    "the client closed the connection in the handshake, without saying why (it may not trust our certificate)",
+    "the client closed the connection in the handshake without an alert; gRPC clients do that when they don't trust "
+    "the CA of tls.cert_file",
 )
 NO_PREFACE: Reason = (
     "no_preface",
     "the client finished the handshake and closed without a byte of HTTP/2; gRPC clients do that when the "
     "certificate isn't for the host name that they called",
+)
+EXPIRED: Reason = (
+    "client_rejected_expired",
+    "the client closed the connection in the handshake without an alert, and our certificate has expired; "
+    "renew tls.cert_file",
 )
 TIMEOUT: Reason = ("timeout", "the handshake took longer than timeouts.handshake")
 PLAINTEXT_H2C: Reason = ("plaintext_h2c", "plaintext HTTP/2 (h2c) on a TLS port; the client must use a secure channel")

@@ -51,6 +51,8 @@ class Host(Protocol):
 
     def established(self, shell: Shell, tls: ssl.SSLObject) -> Session | Reason: ...
 
+    def proved(self, shell: Shell) -> None: ...
+
     def failed(self, shell: Shell, reason: Reason) -> None: ...
 
     def closed(self, shell: Shell) -> None: ...
@@ -219,7 +221,9 @@ class Shell(asyncio.BufferedProtocol):
             self.close("broken TLS")
             return
         if chunks:
-            self._got_data = True
+            if not self._got_data:
+                self._got_data = True
+                self._host.proved(self)
             session.receive(chunks[0] if len(chunks) == 1 else b"".join(chunks))
         if ended:
             if not self._got_data:
@@ -306,18 +310,12 @@ class Shell(asyncio.BufferedProtocol):
             self._host.failed(self, reasons.NO_PREFACE)
 
 
-_TELL = b"this port speaks TLS: use a secure channel (https)"
+_TELL = b"this port speaks TLS: use https"
+# None for plaintext HTTP/2: a gRPC client that gets GOAWAY there tries again until its deadline, one whose connection
+# is closed reports UNAVAILABLE at once.
 _PLAINTEXT_ANSWERS = {
     "plaintext_http": (
         b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: "
         b"%d\r\n\r\n%s\n" % (len(_TELL) + 1, _TELL)
-    ),
-    # SETTINGS, then GOAWAY with INADEQUATE_SECURITY (0xc): gRPC clients show its text.
-    "plaintext_h2c": (
-        b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-        + (8 + len(_TELL)).to_bytes(3, "big")
-        + b"\x07\x00\x00\x00\x00\x00"
-        + b"\x00\x00\x00\x00\x00\x00\x00\x0c"
-        + _TELL
     ),
 }

@@ -27,7 +27,7 @@ output { name: "OUT" data_type: TYPE_FP32 dims: [-1, 2] }
 ECHO = """
 class Model:
     def execute(self, batch):
-        return {name.replace("IN", "OUT"): array for name, array in batch.items()}
+        return {"OUT" + name.removeprefix("IN"): array for name, array in batch.items()}
 """
 
 LIES = """

@@ -35,7 +35,6 @@ VALUES: dict[str, np.ndarray[Any, Any]] = {
     "FP16": np.array([0.5, -np.inf, 65504], np.float16),
     "FP32": np.array([1e-40, np.pi, np.inf], np.float32),
     "FP64": np.array([-1e300, np.e], np.float64),
-    "BF16": np.array([1.0, -2.5, 3.0e38], np.float32),
     "BYTES": np.array([b"", b"\0\xff", "naïve".encode()], object),
 }
 TYPED = {
@@ -147,7 +146,7 @@ def test_compressed_requests(client: Any, algorithm: str) -> None:
 
 
 def test_the_table_of_values_is_complete() -> None:
-    assert sorted(VALUES) == sorted(DATATYPES)
+    assert sorted([*VALUES, "BF16"]) == sorted(DATATYPES)
 
 
 @pytest.mark.parametrize("datatype", VALUES)
@@ -156,13 +155,19 @@ def test_each_datatype_raw(client: Any, datatype: str, count: int | None) -> Non
     values = VALUES[datatype][:count]
     wanted = [triton.InferRequestedOutput(f"OUT_{datatype}")]
     answer = client.infer("echo", [tensor(f"IN_{datatype}", values, datatype)], outputs=wanted)
-    expected = values
-    if datatype == "BF16":
-        expected = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
     returned = answer.as_numpy(f"OUT_{datatype}")
-    np.testing.assert_array_equal(returned, expected)
-    assert returned.dtype == expected.dtype
+    np.testing.assert_array_equal(returned, values)
+    assert returned.dtype == values.dtype
     assert answer.get_output(f"OUT_{datatype}").datatype == datatype
+
+
+def test_bf16_raw(stub: Stub) -> None:
+    """By hand: what tritonclient wants to be given for BF16 has changed between its releases."""
+    request = service_pb2.ModelInferRequest(model_name="echo", outputs=[{"name": "OUT_BF16"}])
+    request.inputs.add(name="IN_BF16", datatype="BF16", shape=[2])
+    request.raw_input_contents.append(b"\x80\x3f\x20\xc0")  # 1.0 and -2.5
+    response = stub.ModelInfer(request, timeout=30)
+    assert (response.outputs[0].datatype, response.raw_output_contents[0]) == ("BF16", b"\x80\x3f\x20\xc0")
 
 
 @pytest.mark.parametrize("datatype", TYPED)
@@ -254,11 +259,8 @@ RPCS = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_b
 
 @pytest.mark.parametrize("rpc", sorted(set(RPCS) - SERVED))
 def test_every_other_rpc_is_unimplemented(channel: grpc.Channel, rpc: str) -> None:
-    path = f"/inference.GRPCInferenceService/{rpc}"
+    call = channel.unary_unary(f"/inference.GRPCInferenceService/{rpc}")
     with pytest.raises(grpc.RpcError) as failed:
-        if RPCS[rpc].client_streaming:
-            list(channel.stream_stream(path)(iter([b""]), timeout=30))
-        else:
-            channel.unary_unary(path)(b"", timeout=30)
+        call(b"", timeout=30)
     assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert rpc in failed.value.details()

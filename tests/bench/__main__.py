@@ -46,8 +46,11 @@ def _bench(options: argparse.Namespace) -> int:
         site = peers.make_site(folder, echo.port)
         servers = stack.enter_context(peers.proxies(site, names))
         say = (lambda words: None) if options.quiet else (lambda words: print(words, file=sys.stderr, flush=True))
+        neighbours = machine.Neighbours([echo, *servers])
         results = report.Results(plan.shapes, servers, list(Bench(plan, echo, servers, folder, say).runs()))
+        facts["used by other processes"] = f"{neighbours.share():.1%} of the machine's CPU, on average"
         print(report.text(results))
+        print(f"used by other processes: {facts['used by other processes']}")
         if options.json:
             report.write_json(options.json, results, facts, versions)
     return 1 if results.failed else 0

