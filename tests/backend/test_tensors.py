@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.backend.errors import InferenceError
@@ -56,6 +56,7 @@ def test_bf16_of_ml_dtypes_is_taken() -> None:
     assert bytes(to_raw(array, BF16, shared=False)) == b"\x80\x3f\x20\xc0"
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=20), max_size=20))
 def test_strings_survive(elements: list[bytes]) -> None:
     array = np.empty(len(elements), object)
@@ -64,6 +65,7 @@ def test_strings_survive(elements: list[bytes]) -> None:
     assert from_raw("x", BYTES, (len(elements),), raw).tolist() == elements
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 6))
 def test_strings_out_of_any_bytes(data: bytes, count: int) -> None:
     try:

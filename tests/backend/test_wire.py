@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.backend.protos import inference_pb2 as pb
@@ -40,6 +40,7 @@ def cut(data: bytes) -> tuple[bytes, list[bytes]] | None:
     return request.SerializeToString(deterministic=True), contents
 
 
+@settings(deadline=None)
 @given(st.lists(pieces, max_size=6).map(b"".join))
 @example(LARGE)
 @example(b"\x3a\xff\xff\xff\xff\x0f" + LARGE)
@@ -50,6 +51,7 @@ def test_cut_is_what_protobuf_says(data: bytes) -> None:
     assert cut(data) == whole(data)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=100) | st.just(LARGE), max_size=4), st.text(max_size=20))
 @example([LARGE, b"", b"x"], "id")
 def test_a_request_survives(raw: list[bytes], name: str) -> None:
@@ -60,6 +62,7 @@ def test_a_request_survives(raw: list[bytes], name: str) -> None:
     assert cut(data) is not None
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=100) | st.just(LARGE), max_size=4))
 @example([LARGE * 4, b"", b"x", LARGE])
 def test_a_response_is_what_protobuf_would_write(raw: list[bytes]) -> None:

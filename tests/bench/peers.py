@@ -288,7 +288,7 @@ def haproxy_command(program: str, site: Site) -> Command:
     - `http-reuse always`: requests of all clients share the upstream connections (`safe`, the default, is more careful
       with a client's first request).
     - An HTTP/2 window of 1 MiB: at its 64 KiB default, large uploads wait for credit and cost it more. Its buffers stay
-      at their default of 16 KiB: with larger ones it announces frames that an upstream may refuse.
+      at their default of 16 KiB: with 64 KiB, some requests of 64 KiB and more failed.
     """
     port = free_port()
     pair = site.folder / "haproxy.pem"

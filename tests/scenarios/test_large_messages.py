@@ -86,7 +86,7 @@ def test_an_upstream_that_reads_nothing_makes_the_gate_hold_nothing(
     stream = client.request(grpc_headers("/any/Method"), end=False)
     sent = 0
     # All that the gate grants is sent; what it grants for one stream is bounded by `limits.stream_window_bytes`.
-    while (room := client._sendable(stream)) > 0:
+    while (room := client.sendable(stream)) > 0:
         client.h2.send_data(stream, bytes(room))
         client.flush()
         client.settle()

@@ -96,7 +96,7 @@ def test_an_upstream_stream_that_gives_no_window(make_gate: GateMaker, script: S
 
 def fill(client: H2Client, stream: int) -> None:
     """Send on the stream until no credit is left."""
-    while (room := client._sendable(stream)) > 0:
+    while (room := client.sendable(stream)) > 0:
         client.h2.send_data(stream, bytes(room))
         client.flush()
         client.settle()

@@ -1,8 +1,9 @@
 """Promise: who trusts whom decides who gets in; a refused client sees the documented error, and the gate's log and
 counter name the reason.
 
-The clients are grpcio's. It sends no TLS alert when it refuses the server's certificate, it just closes: the gate then
-can only say that the client closed in the handshake. Clients that do send the alert are in `test_tls_alerts.py`.
+The clients are grpcio's. It sends no TLS alert when it refuses the server's certificate, it just closes: unless the gate
+can see for itself what is wrong, it can only say that the client closed in the handshake. Clients that do send the alert
+are in `test_tls_alerts.py`.
 """
 
 from __future__ import annotations
@@ -168,7 +169,9 @@ def test_self_signed_without_being_trusted(gates: Gates) -> None:
 
 def test_expired_server_certificate(gates: Gates, authority: Authority) -> None:
     side = gates("expired")
-    refusal = Refusal("CERTIFICATE_VERIFY_FAILED: certificate has expired", CLOSED.result, CLOSED.log)
+    refusal = Refusal(
+        "CERTIFICATE_VERIFY_FAILED: certificate has expired", "client_rejected_expired", r"certificate.* expired"
+    )
     refused(side.gate, credentials(side.root, None), refusal)
 
 

@@ -76,17 +76,11 @@ async def sleep_stream(request: bytes, context: Context) -> AsyncIterator[bytes]
 
 
 async def sleep_bidi(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-    """Each message back as it comes, and told when the call is over."""
-    await _mirror_metadata(context)
-    identifier = _identifier(context)
-    print("started", identifier, flush=True)
-    try:
-        async for message in requests:
-            yield message
-    except asyncio.CancelledError:
-        print("cancelled", identifier, flush=True)
-        raise
-    print("finished", identifier, flush=True)
+    """The first message back, and then nothing."""
+    async for message in requests:
+        yield message
+        break
+    await _watched(context, asyncio.sleep(3600))
 
 
 async def _watched(context: Context, work: Awaitable[None]) -> None:

@@ -33,10 +33,12 @@ class Call:
     reset: int | None = None
 
     def answer(self, body: bytes = b"", headers: Pairs = ANSWER, trailers: Pairs = OK) -> None:
+        """A whole answer at once; `body` must fit the windows that the gate has opened."""
         with self.connection.lock:
             self.connection.h2.send_headers(self.stream, list(headers))
-            if body:
-                self.connection.h2.send_data(self.stream, body)
+            for start in range(0, len(body), self.connection.h2.max_outbound_frame_size):
+                piece = body[start : start + self.connection.h2.max_outbound_frame_size]
+                self.connection.h2.send_data(self.stream, piece)
             self.connection.h2.send_headers(self.stream, list(trailers), end_stream=True)
             self.connection.flush()
 
@@ -53,6 +55,12 @@ class Call:
     def send_reset(self, code: int) -> None:
         with self.connection.lock:
             self.connection.h2.reset_stream(self.stream, code)
+            self.connection.flush()
+
+    def grant(self, count: int) -> None:
+        """Credit for the stream."""
+        with self.connection.lock:
+            self.connection.h2.increment_flow_control_window(count, self.stream)
             self.connection.flush()
 
     def wait_reset(self) -> int:
@@ -74,7 +82,8 @@ class UpstreamConnection:
         self.goaways = 0
         self.closed = False
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
-        self.h2.local_settings.update(upstream.settings)
+        if upstream.settings:
+            self.h2.local_settings = h2.settings.Settings(client=False, initial_values=upstream.settings)
         self.h2.initiate_connection()
         self.flush()
 
@@ -86,7 +95,7 @@ class UpstreamConnection:
         with self.lock:
             self.h2.close_connection(code, last_stream_id=last_stream)
             # h2 refuses to send anything after a GOAWAY; a real server finishes the streams it has accepted.
-            self.h2.state_machine.state = h2.connection.ConnectionState.OPEN
+            self.h2.state_machine.state = h2.connection.ConnectionState.SERVER_OPEN
             self.flush()
 
     def change_settings(self, settings: dict[h2.settings.SettingCodes, int]) -> None:

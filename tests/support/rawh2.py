@@ -13,6 +13,7 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.settings
+from hyperframe.frame import Frame, GoAwayFrame
 
 from tests.support.processes import LIVENESS
 
@@ -61,6 +62,16 @@ class Reply:
         return self.trailers.get("grpc-message", self.headers.get("grpc-message", ""))
 
 
+class _Connection(h2.connection.H2Connection):
+    """h2 takes a GOAWAY for the end of the connection; it only ends the opening of streams (RFC 9113 section 6.8)."""
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[h2.events.Event]]:
+        result = super()._receive_goaway_frame(frame)
+        if frame.error_code == 0:
+            self.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN
+        return result
+
+
 class H2Client:
     """One HTTP/2 connection. `credit` tells whether what arrives is acknowledged at once."""
 
@@ -84,9 +95,9 @@ class H2Client:
         config = h2.config.H2Configuration(
             header_encoding="utf-8", validate_outbound_headers=validate, normalize_outbound_headers=validate
         )
-        self.h2 = h2.connection.H2Connection(config)
+        self.h2 = _Connection(config)
         if settings:
-            self.h2.local_settings.update(settings)
+            self.h2.local_settings = h2.settings.Settings(client=True, initial_values=settings)
         self.h2.initiate_connection()
         if connection_window:
             self.h2.increment_flow_control_window(connection_window)
@@ -112,13 +123,13 @@ class H2Client:
         """Send as much as the peer's windows allow, reading in between, until all is gone."""
         view = memoryview(body)
         while view:
-            self.pump(lambda: self._sendable(stream) > 0, "the peer's window to open")
-            piece = view[: self._sendable(stream)]
+            self.pump(lambda: self.sendable(stream) > 0, "the peer's window to open")
+            piece = view[: self.sendable(stream)]
             view = view[len(piece) :]
             self.h2.send_data(stream, piece.tobytes(), end_stream=end and not view)
             self.flush()
 
-    def _sendable(self, stream: int) -> int:
+    def sendable(self, stream: int) -> int:
         return min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
 
     def acknowledge(self, stream: int, count: int) -> None:

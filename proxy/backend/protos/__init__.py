@@ -6,7 +6,8 @@ definition of the same full name, and the names here are prescribed by the proto
 With the default pool, whoever imports both this package and one of those gets a TypeError at import. In a pool of
 our own the two definitions never meet; what they share are the bytes on the wire. The price: these messages can't be
 fields of messages from other pools, and `google.protobuf.Any` doesn't find them unless POOL is passed. Nothing here
-needs either.
+needs either. (With protobuf's pure-Python implementation, for platforms without a wheel of its own, messages are
+registered in the default pool all the same: there the backend works, but not beside tritonclient in one process.)
 
 To generate the modules again after a change to a .proto file:
 

@@ -103,7 +103,7 @@ class Call:
         await stream.send_headers(trailers if self._started else [*_HEADERS, *trailers], end_stream=True)
         if code is not Code.OK and stream.closable:
             # The client may still be sending: RST_STREAM(NO_ERROR) tells it not to (RFC 9113, 8.1).
-            pass
+            stream.reset_nowait()
 
     async def _send_data(self, piece: Buffer) -> None:
         h2, stream, transport = self._h2, self._stream, self._transport
