@@ -114,7 +114,7 @@ def script() -> Iterator[Script]:
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    """`connect(gate, client=None, **options)` opens an HTTP/2 connection through TLS that is closed when the test ends."""
+    """`connect(gate, client=None, **options)` opens an HTTP/2 connection through TLS that lasts as long as the test."""
     opened: list[H2Client] = []
 
     def open_connection(gate: Gate, client: KeyPair | None = None, **options: Any) -> H2Client:

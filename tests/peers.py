@@ -25,6 +25,10 @@ TRITON_REQUIREMENT = "nvidia-pytriton==0.7.0"
 NUMPY_REQUIREMENT = "numpy>=1.26,<2"
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL_TRITON = "python -m tests.peers install"
+# Taken out of the environment: the gates that tests start take each TENSORGATE_ variable for a setting of theirs, and
+# refuse to start with one that they don't know.
+_PEERS_DIR = os.environ.pop("TENSORGATE_PEERS_DIR", "")
+_PEERS_REQUIRED = os.environ.pop("TENSORGATE_REQUIRE_PEERS", "") == "1"
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,10 @@ class TritonFiles:
     libraries: Path
     backends: Path
 
+
 def folder() -> Path:
     """The folder that holds the installed peers; it may not exist yet."""
-    return Path(os.environ.get("TENSORGATE_PEERS_DIR") or ROOT / ".peers").absolute()
+    return Path(_PEERS_DIR or ROOT / ".peers").absolute()
 
 
 def triton_files() -> TritonFiles | None:
@@ -57,7 +62,7 @@ def install() -> None:
         print(f"{TRITON_REQUIREMENT} is already in {folder()}")
         return
     folder().mkdir(parents=True, exist_ok=True)
-    # Everything is made in a folder beside the final one and renamed: an interrupted install leaves no half of a Triton.
+    # All is made in a folder beside the final one and renamed: an interrupted install leaves no half of a Triton.
     with tempfile.TemporaryDirectory(dir=folder(), prefix="installing-") as scratch:
         wheel, backends = Path(scratch, "pytriton"), Path(scratch, "triton-backends")
         _pip_install(TRITON_REQUIREMENT, wheel)
@@ -72,7 +77,7 @@ def install() -> None:
 def missing(what: str, remedy: str) -> NoReturn:
     """Skip the running test, or fail it where peers are required."""
     reason = f"{what} is not installed; to install it: {remedy}"
-    if os.environ.get("TENSORGATE_REQUIRE_PEERS") == "1":
+    if _PEERS_REQUIRED:
         pytest.fail(f"TENSORGATE_REQUIRE_PEERS=1 and {reason}")
     pytest.skip(reason)
 

@@ -37,6 +37,8 @@ def read_config(directory: Path) -> pb.ModelConfig:
     path = directory / FILE_NAME
     place = f"{directory.name}/{FILE_NAME}"
     config = pb.ModelConfig()
+    if not directory.name.isprintable():  # bytes that are not UTF-8 are not
+        raise LoadError(f"{directory.name!r}: no client can ask for a model of that name; rename the directory")
     try:
         text_format.Parse(path.read_text(encoding="utf-8"), config)
     except FileNotFoundError:

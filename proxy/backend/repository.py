@@ -20,7 +20,7 @@ from threading import Thread
 
 from proxy.backend import config as configuration
 from proxy.backend.dataplane import InputTensor, check
-from proxy.backend.errors import Code, InferenceError, LoadError, invalid
+from proxy.backend.errors import Code, InferenceError, LoadError, description, invalid
 from proxy.backend.protos import model_config_pb2 as pb
 from proxy.backend.runtimes import open_runtime
 from proxy.backend.scheduler import Output, Scheduler
@@ -196,9 +196,9 @@ def _load_model(model: Model, directory: Path) -> None:
         if not available:
             raise LoadError(f"{model.name} holds no version directory; put the model's file into {model.name}/1")
         chosen = configuration.choose_versions(config, available)
-    except (LoadError, OSError) as error:
-        model.reason = str(error)
-        _log.error("model %s is not ready: %s", model.name, error)
+    except Exception as error:  # noqa: BLE001  (one model's trouble must stay its own)
+        model.reason = str(error) if isinstance(error, (LoadError, OSError)) else description(error)
+        _log.error("model %s is not ready: %s", model.name, model.reason)
         return
     if ignored := configuration.ineffective(config):
         _log.info("model %s: %s has no effect in this version", model.name, ", ".join(ignored))
@@ -216,8 +216,8 @@ def _load_version(model: Model, version: Version, directory: Path, base: pb.Mode
         version.state = State.UNAVAILABLE
         _log.error("model %s version %s is not ready: %s", model.name, version.number, error)
         return
-    except Exception as error:  # noqa: BLE001  (one model's trouble must stay its own)
-        version.reason = f"{type(error).__name__}: {error}"
+    except BaseException as error:  # noqa: BLE001  (one model's trouble must stay its own)
+        version.reason = description(error)
         version.state = State.UNAVAILABLE
         _log.exception("model %s version %s is not ready", model.name, version.number)
         return

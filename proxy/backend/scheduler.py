@@ -19,10 +19,12 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol
 
-from proxy.backend.errors import Code, InferenceError, LoadError
+from proxy.backend.errors import Code, InferenceError, LoadError, description
 from proxy.backend.runtimes import Instance, Runtime
 from proxy.backend.spec import Device, ModelSpec
 from proxy.backend.tensors import Buffer
+
+MOST_WAITING = 8192  # requests in the queue of a model version; a model that hangs must not gather them without end
 
 _log = logging.getLogger("tensorgate.backend")
 
@@ -45,16 +47,15 @@ class Task(Protocol):
 
 
 class _Job:
-    """A task on its way. `abandoned` is written by the loop and read by threads, `future` is the loop's alone."""
+    """A task on its way; None once nobody waits for it. Threads only read `task`, and leave `future` to the loop."""
 
-    __slots__ = ("abandoned", "deadline", "future", "loop", "task")
+    __slots__ = ("deadline", "future", "loop", "task")
 
     def __init__(self, task: Task, deadline: float | None, loop: asyncio.AbstractEventLoop) -> None:
-        self.task = task
+        self.task: Task | None = task
         self.deadline = deadline
         self.loop = loop
         self.future: asyncio.Future[Sequence[Output]] = loop.create_future()
-        self.abandoned = False
 
     def end(self, result: Sequence[Output] | None, error: Exception | None) -> None:
         """From a thread: hand the outcome over."""
@@ -108,13 +109,21 @@ class Scheduler:
 
         Raises InferenceError. A caller that is cancelled while its task still waits keeps it from ever running.
         """
+        if self.waiting >= MOST_WAITING:
+            raise InferenceError(
+                Code.RESOURCE_EXHAUSTED,
+                f"model '{self._spec.name}' is busy: {MOST_WAITING} requests wait for it, which is the limit; "
+                "try again later",
+            )
         job = _Job(task, deadline, asyncio.get_running_loop())
         self._queue.put(job)
         try:
             return await job.future
-        except asyncio.CancelledError:
-            job.abandoned = True
-            raise
+        finally:
+            # Its tensors must stay neither in the queue, until a thread comes to it, nor in the cycle of a failed
+            # job with the future that holds its exception, whose traceback holds this frame.
+            job.task = None
+            del job, task
 
     def close(self) -> None:
         """Ask the threads to finalize and end, after what is queued. Doesn't wait: see `join`."""
@@ -136,27 +145,26 @@ class Scheduler:
             ready.set_exception(error)
             return
         except BaseException as error:  # noqa: BLE001  (start() would wait for ever)
-            ready.set_exception(LoadError(f"{type(error).__name__}: {error}"))
+            ready.set_exception(LoadError(description(error)))
             return
         ready.set_result(None)
         while (job := self._queue.get()) is not None:
-            if not job.abandoned:
-                self._run(job, instance)
-            del job  # its tensors must not stay until the next one comes
+            if (task := job.task) is not None:
+                self._run(job, task, instance)
+            del job, task  # its tensors must not stay until the next one comes
         self._protected("finalize", instance.finalize)
 
-    def _run(self, job: _Job, instance: Instance) -> None:
+    def _run(self, job: _Job, task: Task, instance: Instance) -> None:
         if job.deadline is not None and time.monotonic() >= job.deadline:
             job.end(None, InferenceError(Code.DEADLINE_EXCEEDED, "deadline passed in the model's queue"))
             return
         try:
-            outputs = job.task.run(instance)
+            outputs = task.run(instance)
         except InferenceError as error:
             job.end(None, error.with_traceback(None))  # the frames would hold the job in a cycle
         except BaseException as error:  # noqa: BLE001  (whatever a model raises fails its request alone)
             _log.warning("model %s version %s failed", self._spec.name, self._spec.version, exc_info=True)
-            message = f"model '{self._spec.name}' failed: {type(error).__name__}: {error}"
-            job.end(None, InferenceError(Code.INTERNAL, message))
+            job.end(None, InferenceError(Code.INTERNAL, f"model '{self._spec.name}' failed: {description(error)}"))
         else:
             job.end(outputs, None)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 
+from proxy.backend.budget import Budget, default_limit
 from proxy.backend.errors import LoadError
 from proxy.backend.repository import Repository
 from proxy.backend.services import health, inference
@@ -41,14 +43,18 @@ def is_private(address: Address) -> bool:
 
 
 class Backend:
-    """The embedded backend inside a running event loop: `start`, `load`, `stop`."""
+    """The embedded backend inside a running event loop: `start`, `load`, `stop`.
 
-    def __init__(self, repository: Path) -> None:
+    `most_bytes` bounds the messages that are held at a time, in both directions and for all clients.
+    """
+
+    def __init__(self, repository: Path, most_bytes: int | None = None) -> None:
         self.repository = Repository(repository)
         self._inference = inference.InferenceService(self.repository)
         self._health = health.HealthService([inference.SERVICE])
         self._methods = {**self._inference.methods(), **self._health.methods()}
         self._connections: set[ServerProtocol] = set()
+        self.budget = Budget(default_limit() if most_bytes is None else most_bytes)
         self._server: asyncio.Server | None = None
         self._socket_file: _SocketFile | None = None
 
@@ -97,7 +103,7 @@ class Backend:
             await asyncio.wait(running, timeout=left)
 
     def _protocol(self) -> ServerProtocol:
-        return ServerProtocol(self._methods, self._connections)
+        return ServerProtocol(self._methods, self._connections, self.budget)
 
 
 class _SocketFile:
@@ -114,9 +120,9 @@ class _SocketFile:
         before = os.umask(0o177)
         try:
             sock.bind(str(self._path))
-        except OSError as error:
+        except OSError:
             sock.close()
-            raise OSError(error.errno, f"cannot listen on unix:{self._path}: {error.strerror}") from None
+            raise
         finally:
             os.umask(before)
         found = self._path.stat()
@@ -131,8 +137,13 @@ class _SocketFile:
         if not stat.S_ISSOCK(mode):
             raise OSError(f"{self._path} exists and is no socket; remove it or listen elsewhere")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(str(self._path)) == 0:
-                raise OSError(f"another process listens on unix:{self._path}; end it or listen elsewhere")
+            probe.setblocking(False)  # a process that hangs accepts nobody
+            error = probe.connect_ex(str(self._path))
+        if error in (0, errno.EAGAIN):
+            raise OSError(f"another process listens on unix:{self._path}; end it or listen elsewhere")
+        if error not in (errno.ECONNREFUSED, errno.ENOENT):
+            # Somebody else's, say: only what certainly has no listener is removed.
+            raise OSError(error, f"cannot tell whether another process listens there ({os.strerror(error)})")
         self._path.unlink(missing_ok=True)
 
     def remove(self) -> None:

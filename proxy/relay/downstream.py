@@ -171,7 +171,9 @@ class Downstream(ServerConnection):
         call.started = relay.now
         if facts.refusal is not None:
             call.responding = True
-            self.send_headers(call, facts.refusal, end=True)
+            self.send_headers(call, facts.refusal, end=not facts.refusal_body)
+            if facts.refusal_body:
+                self.send_data(call, facts.refusal_body, end=True)
             call.finish(facts.refusal_code)
             return
         if facts.timeout is not None:

@@ -11,13 +11,14 @@ from proxy.inference.status import Code
 from proxy.telemetry.metrics import Route
 
 _HTTP_SCHEME = (b":scheme", b"http")
+_NOT_GRPC = b'{"error": "this port serves gRPC: POST with content-type application/grpc"}\n'
 _MAX_TIMEOUT = 10 * 365 * 86_400.0
 
 
 class Facts:
     """`forward` is the block to send upstream; `refusal` the answer to send instead, with `refusal_code`."""
 
-    __slots__ = ("forward", "path", "refusal", "refusal_code", "route", "timeout", "timeout_text")
+    __slots__ = ("forward", "path", "refusal", "refusal_body", "refusal_code", "route", "timeout", "timeout_text")
 
     def __init__(self, head: RequestHead, routes: dict[str, Route]) -> None:
         self.path = head.path.decode("latin-1")
@@ -25,6 +26,7 @@ class Facts:
         self.timeout: float | None = None
         self.timeout_text = ""
         self.refusal: HeaderBlock | None = None
+        self.refusal_body = b""
         self.refusal_code = Code.OK
         # The hop upstream is plaintext, so its scheme is http, whatever the client's was.
         self.forward = HeaderBlock(
@@ -36,7 +38,7 @@ class Facts:
     def _judge(self, head: RequestHead) -> None:
         if head.method != b"POST" or not calls.is_grpc(head.get(b"content-type", b"") or b""):
             self.refusal_code = Code.UNKNOWN
-            self.refusal = _not_grpc(head)
+            self.refusal, self.refusal_body = _not_grpc(head)
             return
         timeout = head.get(b"grpc-timeout")
         if timeout is not None:
@@ -51,10 +53,11 @@ class Facts:
         self.refusal = HeaderBlock(status.trailers_only(code, message), checked=True)
 
 
-def _not_grpc(head: RequestHead) -> HeaderBlock:
-    """An HTTP status for who doesn't speak gRPC: 405 or, as "gRPC over HTTP/2" asks, 415."""
+def _not_grpc(head: RequestHead) -> tuple[HeaderBlock, bytes]:
+    """An HTTP status for who doesn't speak gRPC, 405 or, as "gRPC over HTTP/2" asks, 415; and the reason as a body."""
     if head.method != b"POST":
         fields = [(b":status", b"405"), (b"allow", b"POST")]
     else:
         fields = [(b":status", b"415"), (b"accept", b"application/grpc")]
-    return HeaderBlock([*fields, (b"content-length", b"0")], checked=True)
+    fields += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_NOT_GRPC))]
+    return HeaderBlock(fields, checked=True), b"" if head.method == b"HEAD" else _NOT_GRPC

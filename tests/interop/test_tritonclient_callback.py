@@ -16,7 +16,9 @@ from tests.support.processes import LIVENESS
 def test_many_at_once(inference_gate: Gate, authority: Authority) -> None:
     answers: queue.Queue[tuple[int, Any, Any]] = queue.Queue()
     asked = {seed: add_sub_arrays(seed) for seed in range(100)}
-    with triton.InferenceServerClient(inference_gate.target, ssl=True, root_certificates=str(authority.ca_file)) as client:
+    with triton.InferenceServerClient(
+        inference_gate.target, ssl=True, root_certificates=str(authority.ca_file)
+    ) as client:
         for seed, (left, right) in asked.items():
             client.async_infer(
                 "simple",
@@ -32,7 +34,9 @@ def test_many_at_once(inference_gate: Gate, authority: Authority) -> None:
 
 def test_an_error_reaches_the_callback(inference_gate: Gate, authority: Authority) -> None:
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    with triton.InferenceServerClient(inference_gate.target, ssl=True, root_certificates=str(authority.ca_file)) as client:
+    with triton.InferenceServerClient(
+        inference_gate.target, ssl=True, root_certificates=str(authority.ca_file)
+    ) as client:
         inputs = add_sub_inputs(*add_sub_arrays())
         client.async_infer("no-such-model", inputs, lambda result, error: answers.put((result, error)))
         result, error = answers.get(timeout=LIVENESS)

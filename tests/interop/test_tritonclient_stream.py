@@ -50,7 +50,9 @@ def test_an_error_inside_the_stream_leaves_it_open(triton_gate: Gate, authority:
 
 def test_a_server_without_the_streaming_call_says_so(embedded_gate: Gate, authority: Authority) -> None:
     answers: Answers = queue.Queue()
-    with triton.InferenceServerClient(embedded_gate.target, ssl=True, root_certificates=str(authority.ca_file)) as client:
+    with triton.InferenceServerClient(
+        embedded_gate.target, ssl=True, root_certificates=str(authority.ca_file)
+    ) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
         client.async_stream_infer("simple", add_sub_inputs(*add_sub_arrays()))
         result, error = answers.get(timeout=LIVENESS)

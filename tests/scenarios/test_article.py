@@ -1,5 +1,5 @@
-"""Promise: the set-up that people copy for a Triton with TLS works as it stands: a configuration of six lines, a client of
-ten, and each way in which it is known to go wrong fails with the error that is known for it.
+"""Promise: the set-up that people copy for a Triton with TLS works as it stands: a configuration of seven lines, a
+client of a few, and each way in which it is known to go wrong fails with the error that is known for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ tls:
 """
 
 
-def start(folder: Path, authority: Authority, *, hosts: tuple[str, ...] = ("localhost",), expired: bool = False) -> Gate:
+def start(
+    folder: Path, authority: Authority, *, hosts: tuple[str, ...] = ("localhost",), expired: bool = False
+) -> Gate:
     pair = authority.server(folder.name, hosts, expired=expired)
     put_in = {
         "/models": str(SAMPLES),
@@ -49,7 +51,7 @@ def start(folder: Path, authority: Authority, *, hosts: tuple[str, ...] = ("loca
 def article(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Gate]:
     gate = start(tmp_path_factory.mktemp("article"), authority)
     yield gate
-    gate.stop()
+    gate.process.kill()  # its drain would wait five seconds, as the file says nothing else
 
 
 def model_config(target: str, credentials: grpc.ChannelCredentials | None) -> service_pb2.ModelConfigResponse:
@@ -82,7 +84,7 @@ def test_the_model_config_call(article: Gate, authority: Authority) -> None:
 
 
 def test_the_http_port_is_said_not_to_be_served(article: Gate) -> None:
-    article.wait_log(r"http_port.* not served yet")
+    article.wait_log(r"http_port.* not served")
 
 
 def test_it_listens_on_every_address(article: Gate, authority: Authority) -> None:
@@ -109,14 +111,14 @@ def test_with_an_expired_certificate(tmp_path: Path, authority: Authority) -> No
     gate.wait_log(r"certificate.*expired")
     credentials = grpc.ssl_channel_credentials(root_certificates=authority.pem)
     fails_with(f"localhost:{gate.port}", credentials, "CERTIFICATE_VERIFY_FAILED", "certificate has expired")
-    gate.stop()
+    gate.process.kill()
 
 
 def test_with_a_certificate_for_another_host(tmp_path: Path, authority: Authority) -> None:
     gate = start(tmp_path, authority, hosts=("triton.example",))
     credentials = grpc.ssl_channel_credentials(root_certificates=authority.pem)
     fails_with(f"localhost:{gate.port}", credentials, "Hostname Verification Check failed")
-    gate.stop()
+    gate.process.kill()
 
 
 def test_with_no_server_on_the_port(authority: Authority) -> None:

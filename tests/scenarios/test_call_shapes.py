@@ -1,4 +1,4 @@
-"""Promise: unary, client-, server- and bidirectional streaming pass, and metadata, trailers and errors arrive as they left."""
+"""Promise: unary, client-, server- and bidirectional streaming pass; metadata and errors arrive as they left."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ def test_200_open_streams_on_one_h2_connection(echo_gate: Gate, connect: Connect
     client.settle()
     open_before = echo_gate.metric("streams_open")
     streams = {
-        client.request(grpc_headers("/test.Echo/Bidi"), grpc_message(b"first %d" % n), end=False): n for n in range(STREAMS)
+        client.request(grpc_headers("/test.Echo/Bidi"), grpc_message(b"first %d" % n), end=False): n
+        for n in range(STREAMS)
     }
     for stream, n in streams.items():
         expected = grpc_message(b"first %d" % n)

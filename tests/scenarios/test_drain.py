@@ -1,4 +1,4 @@
-"""Promise: TERM ends the gate without failing a call: what runs finishes, what is new is sent elsewhere, within bounds."""
+"""Promise: TERM ends the gate without failing a call: what runs finishes, what is new goes elsewhere, within bounds."""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ def test_many_clients_share_few_upstream_connections(gate: Gate, upstream: H2Ups
     assert len(identities) == len(upstream.calls) == 20
 
 
-def test_a_slow_call_is_not_held_up_by_ids_that_finish_first(gate: Gate, upstream: H2Upstream, connect: Connect) -> None:
+def test_a_slow_call_is_not_held_up_by_ids_that_finish_first(
+    gate: Gate, upstream: H2Upstream, connect: Connect
+) -> None:
     clients = [connect(gate) for _ in range(3)]
     streams = [client.request(grpc_headers("/any/Method"), grpc_message(b"%d" % n)) for n, client in enumerate(clients)]
     for n in range(3):
@@ -120,7 +122,9 @@ def test_trailers_with_repeated_and_long_values(gate: Gate, upstream: H2Upstream
     stream = client.request(grpc_headers("/any/Method"), grpc_message(b""))
     call = upstream.wait_call()
     call.wait_ended()
-    call.answer(grpc_message(b"x"), trailers=(("grpc-status", "0"), ("x-long", long), ("grpc-status-details-bin", "AAECAw")))
+    call.answer(
+        grpc_message(b"x"), trailers=(("grpc-status", "0"), ("x-long", long), ("grpc-status-details-bin", "AAECAw"))
+    )
     reply = client.finish(stream)
     assert reply.trailers == {"grpc-status": "0", "x-long": long, "grpc-status-details-bin": "AAECAw"}
 

@@ -25,7 +25,9 @@ def others_are_served(gate: Gate) -> None:
 def check_flood(reply: Reply) -> None:
     assert reply.grpc_status == "0"
     assert len(reply.body) == MESSAGES * (LENGTH + 5)
-    numbers = [int.from_bytes(reply.body[start + 5 : start + 9], "big") for start in range(0, len(reply.body), LENGTH + 5)]
+    numbers = [
+        int.from_bytes(reply.body[start + 5 : start + 9], "big") for start in range(0, len(reply.body), LENGTH + 5)
+    ]
     assert numbers == list(range(MESSAGES))
 
 

@@ -1,9 +1,9 @@
 """Promise: who trusts whom decides who gets in; a refused client sees the documented error, and the gate's log and
 counter name the reason.
 
-The clients are grpcio's. It sends no TLS alert when it refuses the server's certificate, it just closes: unless the gate
-can see for itself what is wrong, it can only say that the client closed in the handshake. Clients that do send the alert
-are in `test_tls_alerts.py`.
+The clients are grpcio's. It sends no TLS alert when it refuses the server's certificate, it just closes: unless the
+gate can see for itself what is wrong, it can only say that the client closed in the handshake. Clients that do send the
+alert are in `test_tls_alerts.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ ClientCertificate = Literal["none", "right", "other ca", "expired", "for servers
 
 # The second where the gate sends the CA's certificate along with its own.
 UNTRUSTED = (
-    "CERTIFICATE_VERIFY_FAILED: "
-    "(unable to get local issuer certificate|self.signed certificate in certificate chain)"
+    "CERTIFICATE_VERIFY_FAILED: (unable to get local issuer certificate|self.signed certificate in certificate chain)"
 )
 # With TLS 1.3 the client has finished its handshake when the server refuses its certificate; grpcio reports that so.
 REFUSED = "Unwrap failed|Socket closed|Connection reset"
@@ -208,7 +207,9 @@ def test_no_client_certificate_where_one_is_required(gates: Gates) -> None:
     refused(side.gate, credentials(side.root, None), refusal)
 
 
-def test_the_names_in_the_log_are_the_clients(gates: Gates, client_certificates: dict[ClientCertificate, KeyPair | None]) -> None:
+def test_the_names_in_the_log_are_the_clients(
+    gates: Gates, client_certificates: dict[ClientCertificate, KeyPair | None]
+) -> None:
     side = gates("require")
     mark = side.gate.process.mark()
     call(side.gate, credentials(side.root, client_certificates["right"]))

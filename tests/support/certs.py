@@ -1,4 +1,4 @@
-"""Certificates for the tests, made with `cryptography` alone: what the gate is judged by must not come from the gate."""
+"""Certificates for the tests, made with `cryptography` alone: what judges the gate must not come from it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,12 @@ def self_signed(folder: Path, name: str = "selfsigned", hosts: tuple[str, ...] =
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, lasts: datetime.timedelta, began: datetime.timedelta
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    lasts: datetime.timedelta,
+    began: datetime.timedelta,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -131,8 +136,6 @@ def _write(folder: Path, name: str, certificate: x509.Certificate, key: ec.Ellip
     pair.cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     pair.key_file.touch(mode=0o600)
     pair.key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return pair

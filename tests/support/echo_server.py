@@ -1,7 +1,7 @@
 """A gRPC server for the tests' upstream, on grpcio: whatever comes in goes out again, seen and told.
 
-Run as `python -m tests.support.echo_server --listen HOST:PORT|unix:PATH`. Messages are plain bytes, so that no schema is
-needed. What happens to the calls that take long is printed, one line an event: `started ID`, `cancelled ID`,
+Run as `python -m tests.support.echo_server --listen HOST:PORT|unix:PATH`. Messages are plain bytes, so that no schema
+is needed. What happens to the calls that take long is printed, one line an event: `started ID`, `cancelled ID`,
 `finished ID`, with ID the call's `x-id` metadata.
 """
 

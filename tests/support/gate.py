@@ -27,7 +27,13 @@ class Gate:
     """A running gate. `root` is the CA that its clients should trust."""
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any] | str, root: bytes, *, name: str = "gate", args: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        config: Mapping[str, Any] | str,
+        root: bytes,
+        *,
+        name: str = "gate",
+        args: tuple[str, ...] = (),
     ) -> None:
         self.root = root
         self.config_file = folder / f"{name}.yaml"
@@ -58,7 +64,9 @@ class Gate:
 
     def credentials(self, client: KeyPair | None = None, root: bytes | None = None) -> grpc.ChannelCredentials:
         key, cert = (client.key, client.cert) if client else (None, None)
-        return grpc.ssl_channel_credentials(root_certificates=root or self.root, private_key=key, certificate_chain=cert)
+        return grpc.ssl_channel_credentials(
+            root_certificates=root or self.root, private_key=key, certificate_chain=cert
+        )
 
     def options(self) -> list[tuple[str, Any]]:
         # Without its own pool, a channel shares a connection with every other channel to the same port.
@@ -89,10 +97,12 @@ class Gate:
         assert status == 200, text
         families = text_string_to_metric_families(text)
         samples = [sample for family in families for sample in family.samples]
-        return {sample.labels["result"]: sample.value for sample in samples if sample.name == "tensorgate_handshakes_total"}
+        return {
+            sample.labels["result"]: sample.value for sample in samples if sample.name == "tensorgate_handshakes_total"
+        }
 
     def wait_metric(self, name: str, value: float, **labels: str) -> None:
-        """Wait until the sum is `value`: what is counted after the client has its answer is counted soon, not before."""
+        """Wait until the sum is `value`: a call may be counted a moment after the client has its answer."""
         wait_for(lambda: self.metric(name, **labels) == value, f"tensorgate_{name}{labels} to be {value}")
 
     def wait_log(self, pattern: str, since: int = 0) -> re.Match[str]:
@@ -100,7 +110,7 @@ class Gate:
 
 
 def gate_config(server: KeyPair, upstream: str | None, **settings: Any) -> dict[str, Any]:
-    """Settings for a gate on free ports of 127.0.0.1; `settings` are merged into the top level, `tls` into its section."""
+    """Settings for a gate on free ports of 127.0.0.1; `settings` go into the top level, `tls` into its section."""
     tls = {"cert_file": str(server.cert_file), "key_file": str(server.key_file), **settings.pop("tls", {})}
     config: dict[str, Any] = {
         "host": "127.0.0.1",

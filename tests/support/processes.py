@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import psutil
 
@@ -27,7 +27,7 @@ class ProcessFailed(AssertionError):
 class Process:
     """One child process. `log` is stdout and stderr together, in the order written."""
 
-    running: list[Process] = []
+    running: ClassVar[list[Process]] = []
 
     def __init__(
         self,
@@ -72,7 +72,9 @@ class Process:
         def look() -> re.Match[str] | None:
             ended = self.popen.poll() is not None
             if (found := expression.search(self.log(since))) is None and ended:
-                raise ProcessFailed(f"{self.name} ended with {self.popen.returncode} before it printed {pattern!r}:\n{self.log()}")
+                raise ProcessFailed(
+                    f"{self.name} ended with {self.popen.returncode} before it printed {pattern!r}:\n{self.log()}"
+                )
             return found
 
         try:

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from proxy.backend.errors import LoadError
+from proxy.backend.errors import LoadError, description
 from proxy.backend.protos import model_config_pb2 as pb
 from proxy.backend.spec import Device, ModelSpec
 from proxy.backend.tensors import Array
@@ -98,7 +98,7 @@ def _blame(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines.append(error.lineno)
     line = f":{lines[-1]}" if lines else ""
-    return f"{_place(path)}{line}: {type(error).__name__}: {error}"
+    return f"{_place(path)}{line}: {description(error)}"
 
 
 def _place(path: Path) -> str:

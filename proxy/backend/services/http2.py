@@ -17,13 +17,14 @@ from h2.connection import H2Connection
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
+from proxy.backend.budget import Budget
 from proxy.backend.services.rpc import CallHandler, Method
 
 MOST_STREAMS = 16384
 _STREAM_WINDOW = 8 * 2**20
 _CONNECTION_WINDOW = 64 * 2**20
 _LARGEST_FRAME = 2**20
-_HEADER_LIST = 2**16
+_HEADER_LIST = 2**21  # h2 ends the connection, which calls share, for more; gates send less
 _ENOUGH = 128 * 2**10
 _HEADROOM = 65535  # the window that every connection starts with (RFC 9113, 6.9.2)
 
@@ -44,6 +45,11 @@ class _Events(EventsProcessor):
         # RFC 9113, 5.5: frames of unknown types are ignored. EventsProcessor raises for an event that it doesn't know.
         if event.__class__ in getattr(self, "processors", ()):
             super().process(event)
+
+    def process_data_received(self, event: Any) -> None:
+        # grpclib's buffer takes a frame without data for the end of the stream; RFC 9113, 6.1 allows them anywhere.
+        if event.flow_controlled_length:
+            super().process_data_received(event)
 
 
 class GatheringTransport:
@@ -86,8 +92,11 @@ class GatheringTransport:
 class ServerProtocol(H2Protocol):
     """One connection, registered in `open_connections` for as long as it lasts."""
 
-    def __init__(self, methods: Mapping[bytes, Method], open_connections: set[ServerProtocol]) -> None:
+    def __init__(
+        self, methods: Mapping[bytes, Method], open_connections: set[ServerProtocol], budget: Budget
+    ) -> None:
         self._methods = methods
+        self._budget = budget
         self._open = open_connections
         # The parent's constructor wants a handler, which needs a connection: it is made in connection_made instead.
         self.config = _CONFIG
@@ -97,10 +106,11 @@ class ServerProtocol(H2Protocol):
         h2 = H2Connection(config=_H2_CONFIG)
         h2.local_settings = _settings()
         h2.max_inbound_frame_size = _LARGEST_FRAME
+        h2.decoder.max_header_list_size = _HEADER_LIST
         h2.initiate_connection()
         h2.increment_flow_control_window(_CONNECTION_WINDOW - _HEADROOM)
         gathering = cast(asyncio.Transport, GatheringTransport(cast(asyncio.Transport, transport)))
-        self.handler = self.calls = CallHandler(self._methods, h2, gathering)
+        self.handler = self.calls = CallHandler(self._methods, h2, gathering, self._budget)
         self.connection = Connection(h2, gathering, config=_CONFIG)
         self.connection.flush()
         self.connection.initialize()

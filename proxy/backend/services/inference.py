@@ -14,7 +14,7 @@ from proxy.backend.errors import Code, InferenceError, invalid
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.repository import Repository
 from proxy.backend.scheduler import Output
-from proxy.backend.services.rpc import Call, Method, unary, unimplemented
+from proxy.backend.services.rpc import LARGEST_MESSAGE, Call, Method, unary, unimplemented
 from proxy.backend.services.wire import parse_request, response_pieces
 from proxy.backend.spec import ModelSpec, TensorSpec
 from proxy.backend.tensors import Buffer
@@ -66,7 +66,7 @@ class InferenceService:
         for rpc in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
             path = f"/{SERVICE}/{rpc.name}"
             if rpc.name == "ModelInfer":
-                method = unary(parse_request, self._infer, rpc.input_type.full_name)
+                method = unary(parse_request, self._infer, rpc.input_type.full_name, LARGEST_MESSAGE)
             elif rpc.name in simple:
                 parse = GetMessageClass(rpc.input_type).FromString
                 method = unary(parse, _serialized(simple[rpc.name]), rpc.input_type.full_name)

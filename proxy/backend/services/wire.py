@@ -10,28 +10,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from google.protobuf.message import DecodeError
+
+from proxy.backend.errors import Code, InferenceError
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.tensors import Buffer
 
 _LARGE = 32 * 1024  # bytes; below, protobuf's copies cost less than the interpreter's way through the fields
-# More fields than any honest request has. Millions of two bytes each would otherwise keep the event loop busy for long.
+# More than any honest request has: protobuf makes 90 bytes of an empty input of two, and holds up the event loop.
 _MOST_FIELDS = 4096
+_MOST_PARSED = 32 * 2**20  # bytes for protobuf: all but raw_input_contents
+_MOST_UNUSUAL = 2**20  # bytes of a message that can't be cut, but may be right
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _RAW_INPUT_TAG = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LEN
 _RAW_OUTPUT_TAG = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LEN
 
 
 def parse_request(data: bytes) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
-    """The request, and its raw_input_contents, which may be views of `data`. Raises protobuf's DecodeError."""
+    """The request, and its raw_input_contents, which may be views of `data`.
+
+    Raises protobuf's DecodeError, and InferenceError for what would cost much more to parse than it did to send.
+    """
     if len(data) < _LARGE:
         request = pb.ModelInferRequest.FromString(data)
         return request, request.raw_input_contents
     try:
         rest, raw = _cut(memoryview(data))
     except (IndexError, ValueError):
-        request = pb.ModelInferRequest.FromString(data)  # malformed or unusual; protobuf is the judge of that
+        # Malformed or unusual; protobuf is the judge of that.
+        if len(data) > _MOST_UNUSUAL:
+            raise DecodeError("cannot be cut") from None
+        request = pb.ModelInferRequest.FromString(data)
         return request, request.raw_input_contents
+    if len(rest) > _MOST_PARSED:
+        raise _too_much(
+            f"{len(rest)} bytes besides raw_input_contents, more than {_MOST_PARSED}; send large tensors in those"
+        )
     return pb.ModelInferRequest.FromString(rest), raw
+
+
+def _too_much(what: str) -> InferenceError:
+    return InferenceError(Code.RESOURCE_EXHAUSTED, f"request has {what}")
 
 
 def _cut(data: memoryview) -> tuple[bytes, list[memoryview]]:
@@ -41,6 +60,8 @@ def _cut(data: memoryview) -> tuple[bytes, list[memoryview]]:
     at, end = 0, len(data)
     while at < end:
         if len(kept) + len(raw) > _MOST_FIELDS:
+            if end > _MOST_UNUSUAL:
+                raise _too_much(f"more than {_MOST_FIELDS} fields")
             raise ValueError("fields")
         start = at
         tag, at = _varint(data, at)
