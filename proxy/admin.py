@@ -31,7 +31,7 @@ class Admin:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         site: web.BaseSite
         if self._address.path:
@@ -59,7 +59,7 @@ class Admin:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket file of a process that is gone; leave anything else, which binding will complain about."""
+    """Remove a socket file, whose owner is gone: its port was tried before anything was started."""
     file = Path(path)
     if file.is_socket():
         file.unlink()

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import resource
 import signal
 import ssl
 import sys
@@ -37,6 +38,7 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_CONFIG = 78
 
+_OTHER_FILES = 128  # upstream connections, listening sockets, the log, libraries
 _POLL_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 1.5
 
@@ -84,6 +86,7 @@ class Gate:
         self.pool = self.relay.pool = Pool(
             address,
             self._new_link,
+            self.relay.begin,
             self.relay.flush,
             max_connections=limits.upstream_connections,
             max_waiting=limits.pending_requests,
@@ -92,8 +95,8 @@ class Gate:
         self.pool.start()
         await self.listener.start()
 
-    async def stop(self) -> None:
-        """End everything that was started, at once."""
+    async def stop(self, hurry: bool) -> None:
+        """End everything that was started; hurry: without waiting for the embedded backend to finish its work."""
         self.listener.stop_accepting()
         if self.pool is not None:
             self.relay.begin()
@@ -104,7 +107,7 @@ class Gate:
         self.listener.abort()
         await self.admin.stop()
         if self.backend is not None:
-            await self.backend.stop()
+            await self.backend.stop(hurry)
 
     async def drain(self, delay: float) -> None:
         """Say that the end is near, keep serving for `delay` seconds, then let calls finish, within drain.timeout."""
@@ -114,12 +117,12 @@ class Gate:
         await asyncio.sleep(delay)
         self.listener.stop_accepting()
         self.listener.refuse_new()
-        finished = await self.until(lambda: self.listener.streams_open() == 0, self.settings.drain.timeout)
+        finished = await self.until(lambda: self.listener.busy() == 0, self.settings.drain.timeout)
         if not finished:
             _log.warning(
-                "%d calls cut off after %g s (drain.timeout)",
-                self.listener.streams_open(),
+                "cut off after %g s (drain.timeout): %d connections with calls or unread answers",
                 self.settings.drain.timeout,
+                self.listener.busy(),
             )
 
     def not_ready(self) -> str:
@@ -169,6 +172,7 @@ async def _run(settings: Settings, context: ssl.SSLContext) -> int:
     loop.add_signal_handler(signal.SIGHUP, _log.warning, "HUP: certificates are read at the start only; restart")
     loop.set_exception_handler(_unexpected)
     gate = Gate(settings, context)
+    hurry = False
     try:
         await gate.start()
         await _announce(gate, stop)
@@ -177,6 +181,7 @@ async def _run(settings: Settings, context: ssl.SSLContext) -> int:
         drain = spawn(gate.drain(settings.drain.delay if number is signal.SIGTERM else 0), "drain")
         second = spawn(stop.get(), "second signal")
         await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
+        hurry = not drain.done()
         second.cancel()
         drain.cancel()
         return EXIT_OK
@@ -184,7 +189,7 @@ async def _run(settings: Settings, context: ssl.SSLContext) -> int:
         _log.error("%s", error)
         return EXIT_FAILURE
     finally:
-        await gate.stop()
+        await gate.stop(hurry)
         _log.info("ended")
 
 
@@ -203,6 +208,8 @@ async def _announce(gate: Gate, stop: asyncio.Queue[signal.Signals]) -> None:
         _log.warning("tls.client_auth is none: whoever reaches the port may call every model")
     if gate.backend is not None:
         await gate.until(lambda: not gate.not_ready() or not stop.empty(), math.inf)
+    if not stop.empty():
+        return
     gc.collect()
     gc.freeze()  # what was made at the start stays: the collector needn't look at it again
     host = settings.host or "*"
@@ -217,6 +224,21 @@ async def _announce(gate: Gate, stop: asyncio.Queue[signal.Signals]) -> None:
     )
 
 
+def _raise_file_limit(connections: int) -> None:
+    """Every connection is a file descriptor, and shells start programs with 1,024 of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < wanted:
+        _log.warning(
+            "limits.connections is %d, but only %d files may be open; raise that (ulimit -n) or lower the limit",
+            connections,
+            soft,
+        )
+
+
 def serve(settings: Settings) -> int:
     """Run a gate until it is told to end; the exit code."""
     try:
@@ -225,6 +247,7 @@ def serve(settings: Settings) -> int:
         print(f"tls: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_CONFIG
     lines = log_setup.start(settings.log.level, settings.log.format)
+    _raise_file_limit(settings.limits.connections)
     try:
         return uvloop.run(_run(settings, context))
     finally:

@@ -77,8 +77,14 @@ def run(folder: Path | None = None, port: int = 8001, once: bool = False) -> int
     try:
         with _signals_interrupt():
             return _run((folder or default_folder()).absolute(), port, once)
-    except (DemoError, pki.PkiError, OSError) as error:
+    except BrokenPipeError:
+        raise  # `tensorgate demo | head`: nobody is there to be told
+    except (DemoError, pki.PkiError) as error:
         print(f"tensorgate demo: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        place = f"{error.filename}: cannot be used ({(error.strerror or '').lower()})" if error.filename else error
+        print(f"tensorgate demo: {place}; another folder can be given: --dir DIR", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped.")
@@ -98,7 +104,10 @@ def _run(folder: Path, port: int, once: bool) -> int:
     _head("Tensorgate demo")
     print(f"files     {folder}")
     files = folder / "pki"
-    made = prepare_certificates(files)
+    try:
+        made = prepare_certificates(files)
+    except pki.PkiError as error:
+        raise DemoError(f"{error}; another folder can be given: --dir DIR") from None
     print(f"PKI       {made}")
     config = _write_config(folder, files, port)
     with _gate(folder, config) as gate:
@@ -182,6 +191,7 @@ def _write_config(folder: Path, files: Path, port: int) -> Path:
     if any(f"port {port} is in use" in fault for fault in faults):
         raise DemoError(f"port {port} is in use; stop what listens there, or choose another with --port N (0: any)")
     if faults:
+        faults = [fault.replace("with grpc_port or --grpc-port N", "with --port N") for fault in faults]
         raise DemoError("\n  ".join(["its settings do not work here:", *faults]))
     if admin_port != _ADMIN_PORT:
         print(f"admin     port {_ADMIN_PORT} is in use, so a free one is taken")

@@ -34,6 +34,13 @@ class Identity:
 
 def from_certificate(der: bytes) -> Identity:
     """Read a DER certificate. ValueError where it can't be parsed: the caller must refuse such a client."""
+    try:
+        return _read(der)
+    except (x509.UnsupportedGeneralNameType, x509.DuplicateExtension) as error:
+        raise ValueError(str(error)) from None
+
+
+def _read(der: bytes) -> Identity:
     certificate = x509.load_der_x509_certificate(der)
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     dns: list[str] = []

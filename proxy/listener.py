@@ -90,6 +90,15 @@ class Listener:
     def streams_open(self) -> int:
         return sum(len(session.streams) for session in self.sessions())
 
+    def busy(self) -> int:
+        """Connections with calls under way, or with answers that their client has not taken yet."""
+        count = 0
+        for shell in self._shells:
+            session = shell.session
+            if isinstance(session, Downstream) and (session.streams or shell.unsent):
+                count += 1
+        return count
+
     def drain(self) -> None:
         """Tell every client that the end is near; what they have begun or are about to is still served."""
         for session in self.sessions():
@@ -109,7 +118,7 @@ class Listener:
         """Close connections without a call."""
         for shell in list(self._shells):
             session = shell.session
-            if not isinstance(session, Downstream) or not session.streams:
+            if not isinstance(session, Downstream) or not (session.streams or shell.unsent):
                 shell.close("shutting down")
 
     def close_all(self) -> None:
@@ -172,6 +181,9 @@ class Listener:
         self._counters.handshakes[label] += 1
         throttled(logging.WARNING, "failed handshakes", "%s: TLS: %s [%s]", shell.peer_name, words, label)
 
+    def unread(self, shell: Shell, limit: int) -> None:
+        throttled(logging.WARNING, "unread output", "%s: closed: it left %d bytes unread", shell.peer_name, limit)
+
     def closed(self, shell: Shell) -> None:
         self._shells.pop(shell, None)
         self._handshaking.pop(shell, None)
@@ -201,7 +213,7 @@ class Listener:
             session = shell.session
             if not isinstance(session, Downstream):
                 continue
-            seen = (session.last_remote_id, bool(session.streams))
+            seen = (session.last_remote_id, bool(session.streams or shell.unsent))
             if seen[1] or shell not in self._idle_since or shell.idle_mark != seen[0]:
                 shell.idle_mark = seen[0]
                 self._idle_since[shell] = now
@@ -245,6 +257,10 @@ def _bind_one(
         raise
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit these: a client whose host has vanished must not be kept for ever.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from tests.support.processes import Process
 from tests.support.rawh2 import Connect, H2Client, tls_context, tls_socket
 from tests.support.triton import Triton, start_triton
 
+HUNG = 180
+"""Seconds that no test takes, however slow the machine."""
+
 SAMPLES = peers.ROOT / "proxy/backend/samples/repository"
 
 
@@ -35,6 +39,22 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         for process in Process.running:
             text = process.log(marks.get(process.name, 0))
             report.sections.append((f"log of {process.name}", text[-6000:]))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A test that hangs fails; it must not hang the run."""
+
+    def give_up(number: int, frame: object) -> None:
+        pytest.fail(f"hung for {HUNG} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(HUNG)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 _MARKS: pytest.StashKey[dict[str, int]] = pytest.StashKey()

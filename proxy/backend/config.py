@@ -91,6 +91,8 @@ def _check_values(config: pb.ModelConfig, place: str) -> None:
     for group in config.instance_group:
         if group.count < 0:
             raise LoadError(f"{place}: instance_group: count is {group.count}; it must be 1 or more")
+        if group.kind not in _KINDS:
+            raise LoadError(f"{place}: instance_group: kind {group.kind} does not exist; name one, as in KIND_CPU")
     chosen = config.default_model_filename
     if chosen in (".", "..") or "/" in chosen:
         raise LoadError(f"{place}: default_model_filename is '{chosen}'; it must be a plain file name")
@@ -101,6 +103,8 @@ def _check_tensor(tensor: pb.ModelInput | pb.ModelOutput, label: str) -> None:
         raise LoadError(f"{label}: name is missing")
     if tensor.data_type == pb.TYPE_INVALID:
         raise LoadError(f"{label}: data_type is missing")
+    if tensor.data_type not in pb.DataType.values():
+        raise LoadError(f"{label}: data_type {tensor.data_type} does not exist; name one, as in TYPE_FP32")
     for dims in (tensor.dims, tensor.reshape.shape):
         if len(dims) > _MOST_DIMS:
             raise LoadError(f"{label}: {len(dims)} dimensions; at most {_MOST_DIMS} are supported")

@@ -219,7 +219,7 @@ def _load_version(model: Model, version: Version, directory: Path, base: pb.Mode
     except BaseException as error:  # noqa: BLE001  (one model's trouble must stay its own)
         version.reason = description(error)
         version.state = State.UNAVAILABLE
-        _log.exception("model %s version %s is not ready", model.name, version.number)
+        _log.exception("model %s version %s is not ready: %s", model.name, version.number, version.reason)
         return
     version.state = State.READY
     model.latest = version.loaded  # versions are loaded in ascending order

@@ -82,6 +82,8 @@ class Scheduler:
         self._devices = devices
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[Thread] = []
+        self._quiet_until = 0.0
+        self._unlogged = 0
 
     def start(self) -> None:
         """Start every instance and wait until all of them are initialized. Blocks; raises LoadError."""
@@ -163,10 +165,20 @@ class Scheduler:
         except InferenceError as error:
             job.end(None, error.with_traceback(None))  # the frames would hold the job in a cycle
         except BaseException as error:  # noqa: BLE001  (whatever a model raises fails its request alone)
-            _log.warning("model %s version %s failed", self._spec.name, self._spec.version, exc_info=True)
+            self._log_failure()
             job.end(None, InferenceError(Code.INTERNAL, f"model '{self._spec.name}' failed: {description(error)}"))
         else:
             job.end(outputs, None)
+
+    def _log_failure(self) -> None:
+        """With the traceback, once a second at most: clients must not fill the disk with what makes a model fail."""
+        now = time.monotonic()
+        if now < self._quiet_until:
+            self._unlogged += 1
+            return
+        missed, self._unlogged, self._quiet_until = self._unlogged, 0, now + 1
+        more = f" ({missed} more failures before this one were not logged)" if missed else ""
+        _log.warning("model %s version %s failed%s", self._spec.name, self._spec.version, more, exc_info=True)
 
     def _protected(self, what: str, call: Callable[[], None]) -> None:
         try:

@@ -215,6 +215,9 @@ class Limits(Section):
         default=256, ge=1, le=65_536, description="calls open at once on one of these"
     )
     pending_requests: Count = Field(default=4_096, ge=0, le=1_000_000, description="calls that may wait for one")
+    pending_bytes: Count = Field(
+        default=67_108_864, ge=0, le=68_719_476_736, description="bytes of messages that these may hold together"
+    )
 
 
 class Timeouts(Section):

@@ -88,6 +88,8 @@ class Connection(Sender):
         self.goaway_received = False
         self._open(header_list)
 
+    intern_trailers = staticmethod(intern_trailers)
+
     def _open(self, header_list: int) -> None:
         values = self._announced()
         values[settings.INITIAL_WINDOW_SIZE] = self.stream_window
@@ -265,7 +267,7 @@ class Connection(Sender):
             self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
             return
         self._check_not_idle(stream_id, "DATA")
-        if stream_id not in self.resets:
+        if stream_id not in self.resets and stream_id <= self.goaway_last:
             self._emit(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
             self.remember_reset(stream_id)
 
@@ -308,7 +310,8 @@ class Connection(Sender):
         self._block.append(payload)
         self._block_size += len(payload)
         # A block is at most as long as its decoded list and some slack, in few frames: the CONTINUATION flood.
-        if self._block_size > self._decoder.list_limit + 16_384 or len(self._block) > 32:
+        limit = self._decoder.list_limit
+        if self._block_size > limit + 16_384 or len(self._block) > 16 + limit // 8192:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too long")
         if flags & END_HEADERS:
             block = b"".join(self._block)
@@ -345,7 +348,7 @@ class Connection(Sender):
         return result
 
     def _receive_trailers(self, stream: Stream, end: bool, block: bytes) -> None:
-        trailers = self._trailers.get(block) or self._decode(block, self._trailers, intern_trailers)
+        trailers = self._trailers.get(block) or self._decode(block, self._trailers, self.intern_trailers)
         reason = None
         if trailers is None:
             reason = f"a trailer section of more than {self._decoder.list_limit} bytes"
@@ -370,10 +373,14 @@ class Connection(Sender):
         """Parsed for its errors only; RFC 9113 section 5.3.2 deprecates what it says."""
         if stream_id == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        if len(payload) != 5:
-            self._fault_on(stream_id, ErrorCode.FRAME_SIZE_ERROR, "PRIORITY is not 5 bytes long")
-        elif frames.uint31(payload) == stream_id:
-            self._fault_on(stream_id, ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
+        if len(payload) == 5 and frames.uint31(payload) != stream_id:
+            return
+        wrong_size = len(payload) != 5
+        code = ErrorCode.FRAME_SIZE_ERROR if wrong_size else ErrorCode.PROTOCOL_ERROR
+        reason = "PRIORITY is not 5 bytes long" if wrong_size else "a stream that depends on itself"
+        if stream_id > (self.last_remote_id if self.server else self.last_local_id):
+            raise ConnectionFault(code, reason)  # RST_STREAM on an idle stream would be an error of ours
+        self._fault_on(stream_id, code, reason)
 
     def _rst_stream(self, stream_id: int, flags: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -413,6 +420,8 @@ class Connection(Sender):
             stream.send_window += change
             if stream.send_window > MAX_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS make a window larger than 2^31-1")
+            if stream.backlog is not None and stream.send_window > 0:
+                self.blocked[stream] = None
         if change > 0:
             self.pump()
 
@@ -465,7 +474,7 @@ class Connection(Sender):
             if stream.send_window > MAX_WINDOW:
                 self._stream_fault(stream, ErrorCode.FLOW_CONTROL_ERROR, "a stream's window exceeds 2^31-1")
             elif stream.backlog is not None:
-                self._pump(stream)
+                self.pump_stream(stream)
 
     # -- errors
 
@@ -473,6 +482,8 @@ class Connection(Sender):
         """Section 5.1: an idle stream takes nothing but HEADERS and PRIORITY."""
         theirs = stream_id & 1 == (1 if self.server else 0)
         last = self.last_remote_id if theirs else self.last_local_id
+        if theirs and stream_id > self.goaway_last:
+            return  # one of those that GOAWAY said are ignored
         if stream_id == 0 or stream_id > last:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from proxy.http2.hpack import ENTRY_OVERHEAD, Field
+from proxy.http2.hpack import ENTRY_OVERHEAD, Field, Sensitive
 
 # RFC 9110 section 5.6.2 tokens, in lower case only (RFC 9113 section 8.2).
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
@@ -167,15 +167,31 @@ def check_regular(fields: Sequence[Field]) -> str | None:
 
 Block = TypeVar("Block", bound=HeaderBlock)
 
+_WHITE = b" \t"
 _INTERNED = 512
 _INTERNED_BYTES = 2048
 
 
-def interner(kind: type[Block]) -> Callable[[Sequence[Field]], Block]:
+def _trim(field: Field) -> Field:
+    trimmed = (field[0], field[1].strip(b" \t"))
+    return Sensitive(trimmed) if type(field) is Sensitive else trimmed
+
+
+def _trimmed(fields: tuple[Field, ...]) -> tuple[Field, ...]:
+    """The fields without white space around their values; the same object where there is none."""
+    if not any(value and (value[0] in _WHITE or value[-1] in _WHITE) for _, value in fields):
+        return fields
+    return tuple([_trim(field) for field in fields])
+
+
+def interner(kind: type[Block], trim: bool = False) -> Callable[[Sequence[Field]], Block]:
     """A function from field lists to blocks of this kind, the same block for the same fields.
 
+    trim: white space around values is taken off instead of refused. RFC 9113 section 8.2.1 calls it malformed, but
+    gRPC servers send it (a grpc-message that ends in a space), and gRPC allows to strip it.
+
     Bounded: 512 blocks of at most 2 KiB each; when full it is emptied, which costs time and nothing else. Lists with
-    a never-indexed field are not kept: what a client marks as sensitive stays with its call.
+    a never-indexed field are not shared between connections.
     """
     known: dict[tuple[Field, ...], Block] = {}
 
@@ -184,7 +200,7 @@ def interner(kind: type[Block]) -> Callable[[Sequence[Field]], Block]:
         block = known.get(key)
         if block is not None and all(type(field) is tuple for field in key):
             return block
-        block = kind(key)
+        block = kind(_trimmed(key) if trim else key)
         size = sum([len(name) + len(value) + ENTRY_OVERHEAD for name, value in key])
         if size <= _INTERNED_BYTES and all(type(field) is tuple for field in key):
             if len(known) >= _INTERNED:
@@ -196,5 +212,6 @@ def interner(kind: type[Block]) -> Callable[[Sequence[Field]], Block]:
 
 
 intern_request = interner(RequestHead)
-intern_response = interner(ResponseHead)
+intern_response = interner(ResponseHead, trim=True)
 intern_trailers = interner(Trailers)
+intern_response_trailers = interner(Trailers, trim=True)

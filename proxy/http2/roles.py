@@ -14,9 +14,9 @@ from proxy.http2.headers import (
     ResponseHead,
     intern_request,
     intern_response,
+    intern_response_trailers,
     intern_trailers,
 )
-from proxy.http2.sender import Sender
 from proxy.http2.stream import Stream
 
 
@@ -25,11 +25,7 @@ class ServerConnection(Connection):
 
     server = True
 
-    __slots__ = ("_refuse_above",)
-
-    def __init__(self, wake: list[Sender], stream_window: int, max_streams: int, header_list: int) -> None:
-        super().__init__(wake, stream_window, max_streams, header_list)
-        self._refuse_above = frames.MAX_STREAM_ID
+    __slots__ = ()
 
     def on_request(self, stream: Stream, head: RequestHead, end: bool) -> None:
         """A request; `end` when no body follows."""
@@ -46,7 +42,6 @@ class ServerConnection(Connection):
 
     def refuse_new(self) -> None:
         """Take no further streams."""
-        self._refuse_above = self.last_remote_id
         self.send_goaway(ErrorCode.NO_ERROR, "shutting down")
 
     def _announced(self) -> dict[int, int]:
@@ -58,10 +53,10 @@ class ServerConnection(Connection):
             return
         if stream_id & 1 == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream identifier is even")
-        self.last_remote_id = stream_id
         head = self._heads.get(block) or self._decode(block, self._heads, intern_request)
-        if stream_id > self._refuse_above:
+        if stream_id > self.goaway_last:
             return  # GOAWAY said so; the client will repeat it elsewhere
+        self.last_remote_id = stream_id
         if len(self.streams) >= self.max_streams:
             self._emit(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             self.remember_reset(stream_id)
@@ -103,6 +98,8 @@ class ClientConnection(Connection):
     """The side that makes requests."""
 
     __slots__ = ()
+
+    intern_trailers = staticmethod(intern_response_trailers)
 
     def on_response(self, stream: Stream, head: ResponseHead, end: bool) -> None:
         """The final response head; `end` when neither body nor trailers follow."""
@@ -152,10 +149,10 @@ class ClientConnection(Connection):
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_not_idle(stream_id, "HEADERS")
-            self._decode(block, self._trailers, intern_trailers)
+            self._decode(block, self._trailers, self.intern_trailers)
             return
         if stream.remote_closed:
-            self._decode(block, self._trailers, intern_trailers)
+            self._decode(block, self._trailers, self.intern_trailers)
             self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
         elif stream.head_seen:
             self._receive_trailers(stream, end, block)

@@ -15,9 +15,11 @@ from proxy.http2.hpack import Encoder
 from proxy.http2.settings import Settings
 from proxy.http2.stream import Backlog, Stream
 
-Buffer: TypeAlias = "bytes | memoryview"
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 _pack = FRAME_HEADER.pack
+# Output gathered from backlogs at once: a window that opens wide must not move all of them into one write.
+_OUT_LIMIT = 524_288
 _ENCODED_BLOCKS = 64
 _ENCODED_BYTES = 1024
 _RESETS_REMEMBERED = 512
@@ -37,7 +39,7 @@ class Sender:
         "closed",
         "credit_step",
         "dirty",
-        "goaway_sent",
+        "goaway_last",
         "last_local_id",
         "last_remote_id",
         "out",
@@ -59,7 +61,7 @@ class Sender:
         self.dirty = False
         self.paused = False
         self.closed = False
-        self.goaway_sent = False
+        self.goaway_last = frames.MAX_STREAM_ID  # streams above it are ignored
         self.peer = Settings()
         self.send_window = frames.DEFAULT_WINDOW
         self.streams: dict[int, Stream] = {}
@@ -177,18 +179,16 @@ class Sender:
         backlog = stream.backlog
         if backlog is None:
             backlog = stream.backlog = Backlog()
-            self.blocked[stream] = None
-        if chunk or not backlog.chunks:
-            # A copy: a slice of a read buffer would pin the whole of it for as long as the peer likes.
-            backlog.chunks.append(bytes(chunk))
-        backlog.end = end
-        self._pump(stream)
+        backlog.add(chunk, end)
+        self.pump_stream(stream)
 
-    def _pump(self, stream: Stream) -> None:
-        """Send what the windows allow of one stream's backlog."""
-        while (backlog := stream.backlog) is not None and not self.paused:
+    def pump_stream(self, stream: Stream) -> None:
+        """Send what the windows allow of one stream's backlog; `blocked` if not its own window stops it."""
+        while (backlog := stream.backlog) is not None and not self.paused and self.out_size < _OUT_LIMIT:
             if not self._pump_frame(stream, backlog):
                 break
+        if stream.backlog is not None and stream.send_window > 0:
+            self.blocked[stream] = None
 
     def _pump_frame(self, stream: Stream, backlog: Backlog) -> bool:
         """One DATA frame from the backlog, or False when a window is closed."""
@@ -230,14 +230,19 @@ class Sender:
             self.blocked.pop(stream, None)
 
     def pump(self) -> None:
-        """Send what has become possible, one frame a stream in turn: a long backlog must not starve the others."""
-        progress = True
-        while progress and self.blocked and not self.paused and self.send_window > 0:
-            progress = False
-            for stream in list(self.blocked):
-                backlog = stream.backlog
-                if backlog is not None and not self.paused and self._pump_frame(stream, backlog):
-                    progress = True
+        """Send what has become possible, one frame a stream in turn: a long backlog must not starve the others.
+
+        Stops at `_OUT_LIMIT` bytes of output; whoever writes that calls again while anything is `blocked`.
+        """
+        blocked = self.blocked
+        while blocked and not self.paused and self.send_window > 0 and self.out_size < _OUT_LIMIT:
+            stream = next(iter(blocked))
+            del blocked[stream]
+            backlog = stream.backlog
+            if backlog is not None:
+                self._pump_frame(stream, backlog)
+                if stream.backlog is not None and stream.send_window > 0:
+                    blocked[stream] = None  # behind the others
 
     # -- credit, ends
 
@@ -280,6 +285,7 @@ class Sender:
         self.on_stream_closed(stream)
 
     def send_goaway(self, code: int, debug: str = "", last_stream_id: int | None = None) -> None:
+        """GOAWAY. The last stream identifier never rises from one to the next (RFC 9113 section 6.8)."""
         last = self.last_remote_id if last_stream_id is None else last_stream_id
-        self._emit(frames.goaway(last, code, debug.encode()))
-        self.goaway_sent = True
+        self.goaway_last = min(last, self.goaway_last)
+        self._emit(frames.goaway(self.goaway_last, code, debug.encode()))

@@ -9,16 +9,38 @@ if TYPE_CHECKING:
     from proxy.http2.headers import HeaderBlock
     from proxy.http2.sender import Sender
 
+_SMALL_BYTES = 2048
+_JOINED_BYTES = 16_384
+
 
 class Backlog:
-    """What of a stream no window had room for: pieces of DATA in order, and what comes behind them."""
+    """What of a stream no window had room for: pieces of DATA in order, and what comes behind them.
 
-    __slots__ = ("chunks", "end", "trailers")
+    Pieces are copies: a slice of a read buffer would pin the whole of it for as long as the peer likes. Small ones are
+    joined, since a peer that sends single bytes would have us keep an object for each.
+    """
+
+    __slots__ = ("chunks", "end", "size", "trailers")
 
     def __init__(self) -> None:
-        self.chunks: deque[bytes] = deque()
+        self.chunks: deque[bytes | bytearray] = deque()
+        self.size = 0  # bytes that were ever added
         self.end = False  # END_STREAM goes with the last piece
         self.trailers: HeaderBlock | None = None
+
+    def add(self, chunk: bytes | bytearray | memoryview, end: bool) -> None:
+        """Add a piece; `end` when END_STREAM comes with it."""
+        chunks = self.chunks
+        if chunk or not chunks:
+            self.size += len(chunk)
+            last = chunks[-1] if chunks else None
+            if isinstance(last, bytearray) and len(last) + len(chunk) <= _JOINED_BYTES:
+                last += chunk
+            elif len(chunk) < _SMALL_BYTES:
+                chunks.append(bytearray(chunk))
+            else:
+                chunks.append(bytes(chunk))
+        self.end = end
 
 
 class Stream:

@@ -1,9 +1,5 @@
 """What a call is: its method, its deadline, whether it is gRPC at all. No I/O."""
 
-from collections.abc import Iterable
-
-Field = tuple[bytes, bytes]
-
 _INFERENCE = "/inference.GRPCInferenceService/"
 _HEALTH = "/grpc.health.v1.Health/"
 _METHODS = (
@@ -35,11 +31,3 @@ def parse_timeout(value: bytes) -> float:
     if unit is None or not digits.isdigit() or len(digits) > 8:
         raise ValueError(f"grpc-timeout is {value[:32]!r}; it is one to eight digits and one of H M S m u n")
     return int(digits) * unit
-
-
-def first(fields: Iterable[Field], name: bytes) -> bytes | None:
-    """The first value of a field."""
-    for key, value in fields:
-        if key == name:
-            return value
-    return None

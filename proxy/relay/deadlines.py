@@ -5,9 +5,11 @@ Reads no clock: `now` is an argument, in seconds of any monotonic clock.
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
 SLOT_SECONDS = 0.02
+_SLACK = 1024
 
 
 class Timed(Protocol):
@@ -24,6 +26,7 @@ class Deadlines(Generic[T]):
 
     def __init__(self) -> None:
         self._slots: dict[int, set[T]] = {}
+        self._order: list[int] = []  # a heap of slots; those that were emptied stay until they are due or too many
 
     def __bool__(self) -> bool:
         return bool(self._slots)
@@ -34,6 +37,10 @@ class Deadlines(Generic[T]):
         items = self._slots.get(slot)
         if items is None:
             self._slots[slot] = {item}
+            if len(self._order) > 2 * len(self._slots) + _SLACK:
+                self._order = sorted(self._slots)
+            else:
+                heappush(self._order, slot)
         else:
             items.add(item)
 
@@ -50,8 +57,9 @@ class Deadlines(Generic[T]):
         """Take all items whose slot has passed off the wheel."""
         current = int(now / SLOT_SECONDS)
         due: list[T] = []
-        for slot in [slot for slot in self._slots if slot <= current]:
-            due.extend(self._slots.pop(slot))
+        order = self._order
+        while order and order[0] <= current:
+            due.extend(self._slots.pop(heappop(order), ()))
         for item in due:
             item.deadline_slot = -1
         return due

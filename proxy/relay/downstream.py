@@ -45,7 +45,7 @@ class Call(Stream):
         self.done = False
         self.responding = False  # a response head has gone to the client
         self.facts: Facts | None = None
-        self.started = 0.0
+        self.started = conn.relay.now
         self.held: Backlog | None = None  # what came before there was an upstream connection
 
     # -- waiting for a connection (upstream.pool.Waiter)
@@ -53,9 +53,8 @@ class Call(Stream):
     def connected(self, conn: UpstreamConnection) -> None:
         """There is room on this connection: the request goes out with all that has come so far."""
         assert self.facts is not None
-        held = self.held
+        held = self._take_held()
         assert held is not None
-        self.held = None
         chunks = held.chunks
         partner = conn.open_stream(self.facts.forward, held.end and not chunks)
         partner.partner = self
@@ -65,6 +64,13 @@ class Call(Stream):
             conn.send_data(partner, chunk, held.end and not chunks)
         if held.trailers is not None:
             conn.send_trailers(partner, held.trailers)
+
+    def _take_held(self) -> Backlog | None:
+        held = self.held
+        if held is not None:
+            self.held = None
+            self.conn.relay.held_bytes -= held.size
+        return held
 
     def not_connected(self, why: str) -> None:
         relay = self.conn.relay
@@ -109,11 +115,13 @@ class Call(Stream):
         partner = self.partner
         if partner is None:
             relay.pool.forget(self)
-            self.held = None
+            self._take_held()
         elif not (partner.local_closed and partner.remote_closed):
             partner.conn.reset(partner, ErrorCode.CANCEL)
         facts = self.facts
-        if facts is not None:
+        if facts is None:
+            relay.counters.routes[OTHER_METHOD].add(code, relay.now - self.started)
+        else:
             if code == 0 and facts.route.method == OTHER_METHOD:
                 facts.route = relay.counters.learn(facts.path)
             facts.route.add(code, relay.now - self.started)
@@ -168,7 +176,6 @@ class Downstream(ServerConnection):
         if facts is None:
             facts = head.note = Facts(head, relay.counters.routes)
         call.facts = facts
-        call.started = relay.now
         if facts.refusal is not None:
             call.responding = True
             self.send_headers(call, facts.refusal, end=not facts.refusal_body)
@@ -198,7 +205,6 @@ class Downstream(ServerConnection):
 
     def on_request_too_large(self, call: Stream, limit: int) -> None:
         assert isinstance(call, Call)
-        call.started = self.relay.now
         call.answer(Code.RESOURCE_EXHAUSTED, f"the request's headers exceed {limit} bytes (limits.header_list_bytes)")
 
     def on_stream_closed(self, call: Stream) -> None:
@@ -214,9 +220,15 @@ class Downstream(ServerConnection):
         assert isinstance(call, Call)
         held = call.held
         if held is not None:
-            if chunk or not held.chunks:
-                held.chunks.append(bytes(chunk))
-            held.end = end
+            held.add(chunk, end)
+            relay = self.relay
+            relay.held_bytes += len(chunk)
+            if relay.held_bytes > relay.limits.pending_bytes:
+                call.answer(
+                    Code.RESOURCE_EXHAUSTED,
+                    f"calls that wait for upstream {relay.pool.address} hold {relay.limits.pending_bytes} bytes "
+                    "already (limits.pending_bytes)",
+                )
 
     def on_trailers(self, call: Stream, trailers: Trailers) -> None:
         assert isinstance(call, Call)

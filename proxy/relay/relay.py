@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +28,8 @@ class Wire(Protocol):
 
     def close(self, why: str) -> None: ...
 
+    def abort(self) -> None: ...
+
 
 class Relay:
     """Shared by all connections. `now` is the monotonic time of the read, timer or event being worked on."""
@@ -41,7 +42,7 @@ class Relay:
         self.deadlines: Deadlines[Call] = Deadlines()
         self.now = monotonic()
         self.pool: Pool
-        self.calls_open: Callable[[], int] = lambda: 0
+        self.held_bytes = 0  # of calls that wait for an upstream connection
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
@@ -55,11 +56,18 @@ class Relay:
             batch = wake[:]
             wake.clear()
             for conn in batch:
-                size = conn.out_size
                 wire: Wire = conn.wire
-                wire.write(conn.take_output(), size)
-                if conn.closed:
-                    wire.close("a connection error")
+                size = conn.out_size
+                try:
+                    wire.write(conn.take_output(), size)
+                    if conn.closed:
+                        wire.close("a connection error")
+                    elif conn.blocked and not conn.paused:
+                        conn.pump()
+                except Exception:
+                    # One connection's fault must not keep the output of the others back.
+                    log.exception("internal error while writing; the connection is closed")
+                    wire.abort()
 
     def add_deadline(self, call: Call, seconds: float) -> None:
         self.deadlines.add(call, self.now + seconds)

@@ -120,12 +120,12 @@ class Upstream(UpstreamConnection):
             self._fault = f"it sent GOAWAY{_goaway_text(code, debug)}"
         self.pool.going_away(self)
         if not self.streams:
-            self.link.close("it went away")
+            self.link.close("it went away", orderly=True)
 
     def on_stream_closed(self, stream: Stream) -> None:
         if self.goaway_received or self.last_local_id >= 2**31 - 3:
             if not self.streams:
-                self.link.close("it went away")
+                self.link.close("it went away", orderly=True)
         elif self.pool.waiting:
             self.pool.serve()
 
@@ -134,6 +134,8 @@ class Upstream(UpstreamConnection):
         if not self._settings_seen:
             self._fault = f"it doesn't speak HTTP/2 without TLS (h2c): {fault.reason}"
         self.link.why = self._fault
+        # Now, not when the transport has ended: that may wait for a peer that reads nothing.
+        self.on_link_lost(self._fault)
         self.pool.going_away(self)
 
     def on_settings(self) -> None:

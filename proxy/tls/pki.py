@@ -32,6 +32,7 @@ LEAF_DAYS = 365
 _BACKDATED = timedelta(minutes=10)  # so that a peer whose clock is a little behind accepts a fresh certificate
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,63}")  # a CN has at most 64 characters (RFC 5280, ub-common-name)
 _DNS = re.compile(r"(\*\.)?(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
+_DNS_MAX = 253  # characters, RFC 1035
 
 
 class PkiError(Exception):
@@ -152,7 +153,7 @@ def load_authority(folder: Path) -> Pair:
 def parse_san(text: str) -> x509.GeneralName:
     """"dns:x", "ip:y" or "uri:z" as a name for a certificate. Raises PkiError."""
     kind, _, value = text.partition(":")
-    if kind == "dns" and _DNS.fullmatch(value):
+    if kind == "dns" and _DNS.fullmatch(value) and len(value) <= _DNS_MAX:
         return x509.DNSName(value.lower())
     if kind == "uri" and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]+", value):
         return x509.UniformResourceIdentifier(value)
@@ -229,8 +230,8 @@ def _save(folder: Path, name: str, pair: Pair, force: bool, remedy: str) -> File
 def _write(path: Path, content: bytes, force: bool) -> None:
     """Write by way of a temporary file beside it, so that nobody ever reads a half-written one."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -239,8 +240,12 @@ def _write(path: Path, content: bytes, force: bool) -> None:
             temporary.replace(path)
         else:
             os.link(temporary, path)  # unlike a rename it fails when the name is taken, even by a racing process
+    except OSError as error:
+        error.filename = str(path)  # it named the temporary file, which nobody knows of
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _key_text(key: ec.EllipticCurvePrivateKey) -> bytes:

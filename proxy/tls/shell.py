@@ -20,9 +20,11 @@ from proxy.tls.reasons import Reason
 
 _READ_BYTES = 65_536
 _RECORD_BYTES = 16_640  # the longest TLS record with its overhead
-_WRITE_SLICE = 65_536
+_PLAIN_BYTES = 16_384  # the most that one record carries
 _WRITE_HIGH = 262_144
 _LINGER_SECONDS = 1.0
+_LINGER_TIMES = 30
+_UNREAD_LIMIT = 4 * 1024 * 1024
 
 # One buffer for all connections: the event loop fills it and calls buffer_updated before it asks for it again.
 _read_buffer = memoryview(bytearray(_READ_BYTES))
@@ -55,6 +57,8 @@ class Host(Protocol):
 
     def failed(self, shell: Shell, reason: Reason) -> None: ...
 
+    def unread(self, shell: Shell, limit: int) -> None: ...
+
     def closed(self, shell: Shell) -> None: ...
 
     def count(self, received: int, sent: int) -> None: ...
@@ -65,6 +69,7 @@ class Shell(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_closing",
+        "_cut",
         "_got_data",
         "_host",
         "_incoming",
@@ -112,8 +117,7 @@ class Shell(asyncio.BufferedProtocol):
         host.count(nbytes, 0)
         if self.session is not None:
             host.begin()
-            self._incoming.write(_read_buffer[:nbytes])
-            self._decrypt(self.session)
+            self._decrypt(self.session, _read_buffer[:nbytes])
             host.flush()
         elif self._tls is not None:
             self._incoming.write(_read_buffer[:nbytes])
@@ -189,70 +193,102 @@ class Shell(asyncio.BufferedProtocol):
         assert self._tls is not None
         result = self._host.established(self, self._tls)
         if isinstance(result, tuple):
-            self._send_outgoing()
+            self._say_close()
             self._fail(result)
             return
         self._read = self._tls.read
         self.session = result
         self._host.begin()
         self._send_outgoing()
+        self._cut = b""
         if self._incoming.pending:
-            self._decrypt(result)
+            self._decrypt(result, self._incoming.read())  # what came right behind the handshake
         self._host.flush()
 
     # -- data
 
-    def _decrypt(self, session: Session) -> None:
-        """Hand all that can be decrypted to the session in one piece."""
-        incoming, read = self._incoming, self._read
+    def _decrypt(self, session: Session, data: Buffer) -> None:
+        """Hand all that can be decrypted to the session in one piece.
+
+        OpenSSL gets one whole record at a time (RFC 8446 section 5.1: five bytes of header, the length in the last
+        two) and the rest of a cut one waits here: a memory BIO keeps the size that it has once had, for as long as the
+        connection lives, and asking it for a record that isn't whole costs an exception.
+        """
+        if self._cut:
+            data = self._cut + data
+            self._cut = b""
         chunks: list[bytes] = []
-        ended = False
-        try:
-            while incoming.pending:
-                data = read(_RECORD_BYTES)
-                if not data:
-                    ended = True  # close_notify
-                    break
-                chunks.append(data)
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError:
-            self._send_outgoing()
-            self.close("broken TLS")
-            return
+        pos, end = 0, len(data)
+        alive = True
+        while alive and end - pos >= 5:
+            stop = pos + 5 + (data[pos + 3] << 8 | data[pos + 4])
+            if stop > end and stop - pos <= _RECORD_BYTES:
+                break
+            self._incoming.write(data[pos:stop])
+            alive = self._read_record(chunks)
+            pos = stop
+        if pos < end:
+            self._cut = bytes(data[pos:])
         if chunks:
             if not self._got_data:
                 self._got_data = True
                 self._host.proved(self)
             session.receive(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-        if ended:
+        if not alive:
             if not self._got_data:
-                self._host.failed(self, reasons.NO_PREFACE)
                 self._got_data = True
-            self.close("close_notify")
+                self._host.failed(self, reasons.NO_PREFACE)
+            self.close("the client ended TLS")
+
+    def _read_record(self, chunks: list[bytes]) -> bool:
+        """Decrypt what is in the BIO; False at close_notify, or where it is no TLS (an alert then goes out)."""
+        try:
+            while self._incoming.pending:
+                data = self._read(_RECORD_BYTES)
+                if not data:
+                    return False
+                chunks.append(data)
+        except ssl.SSLWantReadError:
+            pass  # a record without data for us, such as a key update
+        except ssl.SSLError as error:
+            if not self._got_data:
+                self._got_data = True
+                self._host.failed(self, reasons.of_error(error))
+            return False
+        return True
 
     def write(self, out: list[Buffer], size: int) -> None:
         """Encrypt and send; the pieces of one read leave in as few records as they fit into."""
-        if self._tls is None or self._closing:
+        transport = self._transport
+        if self._tls is None or self._closing or transport is None:
+            return
+        if transport.get_write_buffer_size() > _UNREAD_LIMIT:
+            # DATA waits in the streams while the transport is full; these are answers and resets without end.
+            self._host.unread(self, _UNREAD_LIMIT)
+            self._closing = True
+            transport.abort()
             return
         write = self._tls.write
         try:
-            if size <= 16_384:
+            if size <= _PLAIN_BYTES:
                 write(b"".join(out))
                 self._send_outgoing()
                 return
             data = memoryview(b"".join(out))
             sent = 0
             while sent < size:
-                limit = min(sent + _WRITE_SLICE, size)
-                while sent < limit:
-                    sent += write(data[sent:limit])
+                # A record at a time, for the sake of the BIO's size.
+                sent += write(data[sent : sent + _PLAIN_BYTES])
                 self._send_outgoing()
         except ssl.SSLError:
             # Nothing of ours makes OpenSSL refuse to encrypt; the connection is broken beyond repair.
             self._closing = True
-            if self._transport is not None:
-                self._transport.abort()
+            transport.abort()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the client's socket has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def _send_outgoing(self) -> None:
         data = self._outgoing.read()
@@ -279,13 +315,18 @@ class Shell(asyncio.BufferedProtocol):
         """Send close_notify, then end the connection."""
         if self._closing:
             return
-        if self._tls is not None and self.session is not None:
-            try:
-                self._tls.unwrap()
-            except ssl.SSLError:
-                pass  # SSLWantReadError: the client's close_notify has not come, and nobody waits for it
-            self._send_outgoing()
+        if self.session is not None:
+            self._say_close()
         self._finish_writing()
+
+    def _say_close(self) -> None:
+        """close_notify (RFC 8446 section 6.1)."""
+        assert self._tls is not None
+        try:
+            self._tls.unwrap()
+        except ssl.SSLError:
+            pass  # SSLWantReadError: the client's own has not come, and nobody waits for it
+        self._send_outgoing()
 
     def abort(self) -> None:
         """End the connection now."""
@@ -301,7 +342,18 @@ class Shell(asyncio.BufferedProtocol):
             return
         if transport.can_write_eof():
             transport.write_eof()
-        self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.abort)
+        self._linger_on(transport, _LINGER_TIMES, transport.get_write_buffer_size() + 1)
+
+    def _linger_on(self, transport: asyncio.Transport, times: int, before: int) -> None:
+        """Wait on while the client still takes what was sent, and once more for it to close its side."""
+        loop = asyncio.get_running_loop()
+        unsent = transport.get_write_buffer_size()
+        if unsent == 0:
+            self._linger = loop.call_later(_LINGER_SECONDS, transport.abort)
+        elif times and unsent < before:
+            self._linger = loop.call_later(_LINGER_SECONDS, self._linger_on, transport, times - 1, unsent)
+        else:
+            transport.abort()
 
     def _report_early_end(self) -> None:
         if self.session is None and self._tls is not None:

@@ -41,7 +41,8 @@ class EmbeddedBackend:
         await self._launch()
         self._watch = spawn(self._keep_running(), "embedded backend")
 
-    async def stop(self) -> None:
+    async def stop(self, hurry: bool) -> None:
+        """End it: it is asked to, and killed if it doesn't in time, or at once in a hurry."""
         if self._watch is not None:
             self._watch.cancel()
         process = self._process
@@ -49,7 +50,7 @@ class EmbeddedBackend:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+                await asyncio.wait_for(process.wait(), 0 if hurry else _STOP_SECONDS)
             except TimeoutError:
                 process.kill()
                 await process.wait()
@@ -69,6 +70,8 @@ class EmbeddedBackend:
             "--log-level",
             self._log_level,
             stdin=asyncio.subprocess.PIPE,
+            # Ctrl-C and a service manager's signal go to the whole group: the gate drains first and then ends it.
+            start_new_session=True,
         )
 
     async def _keep_running(self) -> None:
@@ -84,7 +87,10 @@ class EmbeddedBackend:
             _log.error("the embedded backend ended (%s); starting it again in %.1f s", _exit(code), backoff)
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, _LAST_BACKOFF)
-            await self._launch()
+            try:
+                await self._launch()
+            except OSError as error:  # no memory, no file descriptor: perhaps later
+                _log.error("the embedded backend can't be started: %s", error)
 
 
 def _exit(code: int) -> str:

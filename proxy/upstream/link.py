@@ -15,7 +15,8 @@ from proxy.telemetry.metrics import Counters
 
 _WRITE_BUFFER = 1024 * 1024
 _JOIN_UP_TO = 65_536
-_USER_TIMEOUT_MS = 30_000
+_UNREAD_LIMIT = 16 * 1024 * 1024
+_LINGER_SECONDS = 1.0
 
 
 class UpstreamConnection(ClientConnection):
@@ -49,17 +50,18 @@ class Link(asyncio.Protocol):
         self._after_read = after_read
         self._on_lost = on_lost
         self.why = ""
+        self.orderly = False  # it ends because the peer said so, or we
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
-            # A backend whose host has vanished answers nothing: without these its calls would wait for hours.
+            # A backend whose host has vanished answers nothing. No TCP_USER_TIMEOUT: it also ends connections to a
+            # backend that is alive but reads nothing for a while, being busy with a model.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
         # Not before: a connection has output from its first moment, the preface, and anyone may flush it.
         self.conn = self._make_conn()
         self.conn.link = self.conn.wire = self
@@ -100,6 +102,11 @@ class Link(asyncio.Protocol):
         if transport is None:
             return
         self._counters.upstream_sent += size
+        if self.conn.paused and transport.get_write_buffer_size() > _UNREAD_LIMIT:
+            # DATA waits in the streams while the transport is full; these are heads and resets without end.
+            self.why = f"it left {_UNREAD_LIMIT} bytes unread"
+            transport.abort()
+            return
         if len(out) == 1:
             transport.write(out[0])
         elif size <= _JOIN_UP_TO:
@@ -107,8 +114,15 @@ class Link(asyncio.Protocol):
         else:
             transport.writelines(out)
 
-    def close(self, why: str) -> None:
-        """Close once everything is written."""
+    def close(self, why: str, orderly: bool = False) -> None:
+        """Close once everything is written, or a second later: what is left is for a peer that doesn't read."""
         self.why = self.why or why
+        self.orderly = orderly
         if self.transport is not None:
             self.transport.close()
+            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.abort)
+
+    def abort(self) -> None:
+        """End the connection now."""
+        if self.transport is not None:
+            self.transport.abort()

@@ -15,12 +15,14 @@ from typing import Protocol
 
 from proxy.config.model import Address
 from proxy.spawn import spawn
+from proxy.telemetry.log import throttled
 from proxy.upstream.link import Link, UpstreamConnection
 
 _log = logging.getLogger("tensorgate")
 
 _FIRST_BACKOFF = 0.05
 _LAST_BACKOFF = 1.0
+_STABLE_SECONDS = 1.0
 
 
 class Waiter(Protocol):
@@ -34,14 +36,16 @@ class Waiter(Protocol):
 class Pool:
     """Connections to `address`.
 
-    new_link makes a connection with its transport protocol; after_serve flushes what serving waiters has produced.
+    new_link makes a connection with its transport protocol; before and after surround whatever calls waiters: they take
+    the time, and flush what was produced.
     """
 
     def __init__(
         self,
         address: Address,
         new_link: Callable[[Pool], Link],
-        after_serve: Callable[[], None],
+        before: Callable[[], None],
+        after: Callable[[], None],
         *,
         max_connections: int,
         max_waiting: int,
@@ -54,11 +58,14 @@ class Pool:
         self.connect_timeout = connect_timeout
         self.max_waiting = max_waiting
         self._new_link = new_link
-        self._after_serve = after_serve
+        self._before = before
+        self._after = after
         self._max_connections = max_connections
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: dict[Waiter, float] = {}  # -> give up at; in order, since all wait equally long
         self._timer: asyncio.TimerHandle | None = None
+        self._backoff = 0.0  # seconds before the next attempt while nothing is connected
+        self._connected_at = 0.0
         self._closed = False
 
     @property
@@ -88,8 +95,7 @@ class Pool:
         self._waiting[waiter] = loop.time() + self.connect_timeout
         if self._timer is None:
             self._timer = loop.call_later(self.connect_timeout, self._expire)
-        if len(self.links) < self._max_connections:
-            self._ensure_connecting()
+        self._ensure_connecting()
         return True
 
     def forget(self, waiter: Waiter) -> None:
@@ -107,7 +113,7 @@ class Pool:
         """No new calls on this connection; those on it may finish."""
         if conn in self.ready:
             self.ready.remove(conn)
-        if not self.ready:
+        if not self.ready or self._waiting:
             self._ensure_connecting()
 
     def lost(self, link: Link, why: str) -> None:
@@ -115,8 +121,13 @@ class Pool:
         if link in self.links:
             self.links.remove(link)
             self.last_error = why
+            if asyncio.get_running_loop().time() - self._connected_at > _STABLE_SECONDS:
+                self._backoff = 0.0
+            else:
+                self._back_off()  # it accepts connections only to drop them
             if not self._closed:
-                _log.warning("upstream %s: connection lost: %s", self.address, why)
+                level = logging.INFO if link.orderly else logging.WARNING
+                throttled(level, "upstream connections", "upstream %s: connection ended: %s", self.address, why)
         self.going_away(link.conn)
 
     def close(self) -> None:
@@ -136,37 +147,44 @@ class Pool:
         loop = asyncio.get_running_loop()
         self._timer = None
         now = loop.time()
+        self._before()
         for waiter, until in list(self._waiting.items()):
             if until > now:
                 self._timer = loop.call_at(until, self._expire)
                 break
             del self._waiting[waiter]
             waiter.not_connected(self._why_waiting())
-        self._after_serve()
+        self._after()
 
     def _why_waiting(self) -> str:
         if self.ready:
-            return f"all connections are full ({self._max_connections}, limits.upstream_connections)"
+            return (
+                f"no room on its {len(self.ready)} connections (limits.upstream_connections is "
+                f"{self._max_connections}; the last error was: {self.last_error})"
+            )
         return self.last_error
 
     def _ensure_connecting(self) -> None:
-        if self._connecting is None and not self._closed:
+        if self._connecting is None and not self._closed and self._may_open():
             self._connecting = spawn(self._connect(), f"connect to {self.address}")
+
+    def _may_open(self) -> bool:
+        """Connections that go away and finish their calls don't count, up to as many again."""
+        return len(self.ready) < self._max_connections and len(self.links) < 2 * self._max_connections
+
+    def _back_off(self) -> None:
+        self._backoff = min(max(self._backoff * 2, _FIRST_BACKOFF), _LAST_BACKOFF)
 
     async def _connect(self) -> None:
         """Open connections until no call waits for one; retry while there is none at all."""
-        backoff = _FIRST_BACKOFF
         try:
-            while not self._closed:
-                if await self._connect_once():
-                    backoff = _FIRST_BACKOFF
-                    if not self._waiting or len(self.links) >= self._max_connections:
-                        return
-                else:
-                    if self.ready and not self._waiting:
-                        return
-                    await asyncio.sleep(backoff)
-                    backoff = min(backoff * 2, _LAST_BACKOFF)
+            while not self._closed and self._may_open():
+                if self._backoff:
+                    await asyncio.sleep(self._backoff)
+                if not await self._connect_once():
+                    self._back_off()
+                if self.ready and not self._waiting:
+                    return
         finally:
             self._connecting = None
 
@@ -185,11 +203,13 @@ class Pool:
         except BaseException:
             link.close("given up")
             raise
-        _log.info("upstream %s: connected", self.address)
+        throttled(logging.INFO, "upstream connections", "upstream %s: connected", self.address)
+        self._connected_at = asyncio.get_running_loop().time()
         self.links.append(link)
         self.ready.append(link.conn)
+        self._before()
         self.serve()
-        self._after_serve()
+        self._after()
         return True
 
     async def _open(self, link: Link) -> None:

@@ -48,10 +48,21 @@ class Model:
 """
 
 FAILS = """
+class Untold(BaseException):
+    def __str__(self):
+        raise RuntimeError("no text")
+
 class Model:
     def execute(self, batch):
-        if batch["IN"][0] == 1:
+        number = batch["IN"][0]
+        if number == 1:
             raise SystemExit(3)
+        if number == 2:
+            raise Untold
+        if number == 3:
+            raise ValueError("half of a pair: \\udcff ")
+        if number == 4:
+            raise ValueError("\u6c49" * 3000)
         raise ValueError("boom: naïve %d%%")
 """
 

@@ -34,6 +34,8 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "input twice": (IN + IN + OUT, [PLACE, "input 'IN'", "2 times"]),
     "no tensor name": ("input { data_type: TYPE_INT32 dims: 1 }" + OUT, [PLACE, "name is missing"]),
     "no data type": (IN + 'output { name: "OUT" dims: 1 }', [PLACE, "output 'OUT'", "data_type is missing"]),
+    "data type 99": (IN + OUT.replace("TYPE_INT32", "99"), [PLACE, "output 'OUT'", "data_type 99 does not exist"]),
+    "kind 9": (IN + OUT + "instance_group { kind: 9 }", [PLACE, "kind 9 does not exist", "KIND_CPU"]),
     "dimension 0": (IN + OUT.replace("dims: 1", "dims: [2, 0]"), [PLACE, "output 'OUT'", "dimension 0", "1 or more"]),
     "dimension -2": (IN.replace("dims: 1", "dims: -2") + OUT, [PLACE, "input 'IN'", "dimension -2"]),
     "forty dimensions": (IN.replace("dims: 1", f"dims: {[1] * 40}") + OUT, [PLACE, "40 dimensions", "31"]),

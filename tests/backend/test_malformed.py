@@ -157,6 +157,9 @@ def test_the_server_goes_on_after_all_that(stub: Stub) -> None:
 MODEL_FAULTS = [
     ("fails", 0, "ValueError: boom: naïve %d%%"),
     ("fails", 1, "SystemExit: 3"),
+    ("fails", 2, "Untold"),
+    ("fails", 3, "half of a pair: ?"),
+    ("fails", 4, "\u6c49\u6c49..."),
     ("lies", 0, "'OTHER', which is not one of its outputs"),
     ("lies", 1, "no 'OUT'"),
     ("lies", 2, "'OUT' as int64, which is not INT32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -94,6 +95,22 @@ async def test_a_socket_that_is_served_is_left_alone(models: Path, folder: Path)
         assert path.exists()
 
 
+async def test_a_socket_whose_server_hangs_is_left_alone(models: Path, folder: Path) -> None:
+    path = folder / "b.sock"
+    with contextlib.ExitStack() as stack:
+        hung = stack.enter_context(socket.socket(socket.AF_UNIX))
+        hung.bind(str(path))
+        hung.listen(0)
+        while True:  # until nobody else can even wait for it
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            if waiting.connect_ex(str(path)) != 0:
+                break
+        with pytest.raises(OSError, match="another process listens"):
+            await Backend(models).start(Address(path=str(path)))
+    assert path.exists()
+
+
 def failing(repository: Path, listen: str, folder: Path) -> str:
     process = Process("failing", command(repository, listen), folder, cwd=peers.ROOT)
     assert process.wait() == 1
@@ -118,6 +135,23 @@ def test_no_repository(folder: Path) -> None:
     log = failing(folder / "none", f"unix:{folder}/b.sock", folder)
     assert f"model repository {folder}/none cannot be read: No such file or directory" in log
     assert not (folder / "b.sock").exists()
+
+
+def test_no_model_keeps_the_server_from_being_ready(models: Path, folder: Path) -> None:
+    """What model.py raises where, and what a directory is called, is that model's own trouble."""
+    untold = "class Untold(BaseException):\n    def __str__(self): raise RuntimeError\n"
+    write_model(models, "imports", NUMBER_TO_NUMBER, {"1/model.py": f"{untold}raise Untold"})
+    initialize = "class Model:\n    def initialize(self, config): raise Untold\n    def execute(self, batch): ...\n"
+    write_model(models, "initializes", NUMBER_TO_NUMBER, {"1/model.py": untold + initialize})
+    os.mkdir(os.fsencode(models) + b"/not-\xff-utf8")
+    running = start_backend("trouble", models, "127.0.0.1:0", folder)
+    assert is_ready(running.target)
+    log = running.process.log()
+    assert "backend is ready: 1 of 4 models" in log
+    assert "model imports version 1 is not ready: Untold" in log
+    assert "model initializes version 1 is not ready: Untold" in log
+    assert "'not-\\udcff-utf8': no client can ask for a model of that name" in log
+    running.process.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from proxy.backend.errors import Code, InferenceError
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.services import wire
 
@@ -86,6 +87,29 @@ def test_a_large_tensor_is_a_view_of_the_message() -> None:
 def test_a_large_output_is_sent_as_it_is() -> None:
     output = memoryview(LARGE)
     assert any(piece is output for piece in wire.response_pieces(pb.ModelInferResponse(), [output]))
+
+
+MANY = 2**20
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"\x2a\x00" * MANY, "more than 4096 fields"),
+        (b"\x3a\x00" * MANY, "more than 4096 fields"),
+        (b"\x0a\x80\x80\x80\x10" + bytes(32 * MANY), "33554437 bytes besides raw_input_contents, more than 33554432"),
+    ],
+)
+def test_what_costs_more_to_parse_than_to_send_is_refused(data: bytes, says: str) -> None:
+    with pytest.raises(InferenceError, match=says) as refused:
+        wire.parse_request(data)
+    assert refused.value.code is Code.RESOURCE_EXHAUSTED
+
+
+def test_what_cannot_be_cut_and_is_large_is_refused() -> None:
+    """A group, which is valid and in no message here, must not open the way for what the cutting would refuse."""
+    with pytest.raises(DecodeError):
+        wire.parse_request(b"\x7b\x7c" + b"\x2a\x00" * MANY)
 
 
 @pytest.mark.parametrize("data", [LARGE, b"\x0a\xff" + LARGE, b"\x3a\x80\x80\x80\x80\x01" + LARGE])

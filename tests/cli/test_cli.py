@@ -237,6 +237,29 @@ def test_check_and_certs_need_no_extra_and_load_none(place: Path) -> None:
         assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
+def test_the_gate_loads_nothing_of_the_extras(place: Path) -> None:
+    """Every module but those of the backend, loaded into one process: the demo's, too, as far as its start."""
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "proxy").rglob("*.py")]
+    names = [".".join(file.parts).removesuffix(".__init__") for file in files if "backend" not in file.parts]
+    assert {"proxy.app", "proxy.cli", "proxy.relay.relay", "proxy.http2.connection"} <= set(names)
+    foreign = ("numpy", "onnxruntime", "google.protobuf", "grpc", "grpclib", "h2", "tritonclient")
+    code = (
+        "import importlib, json, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        f"print(json.dumps([name for name in {foreign} if name in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PYTHONPATH on which the packages of the extras cannot be found, as in an install without them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import psutil
 import pytest
 
 from proxy import demo
+from proxy.config import ports
 from proxy.tls import pki
 
 ROOT = Path(__file__).parents[2]
@@ -280,7 +282,46 @@ def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
         timeout=LIVENESS,
     )
     assert done.returncode == 1
-    assert done.stderr == f"tensorgate demo: {tmp_path}/file/demo/pki: cannot be written (not a directory)\n"
+    assert done.stderr == (
+        f"tensorgate demo: {tmp_path}/file/demo/pki: cannot be written (not a directory); "
+        "another folder can be given: --dir DIR\n"
+    )
+
+
+def test_a_file_that_cannot_be_written_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "gate.yaml").mkdir()
+    assert demo.run(tmp_path, 0, once=True) == 1
+    assert capsys.readouterr().err == (
+        f"tensorgate demo: {tmp_path}/gate.yaml: cannot be used (is a directory); "
+        "another folder can be given: --dir DIR\n"
+    )
+
+
+def test_a_port_that_needs_privileges_is_said_with_the_flag_of_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+
+    def forbidden(settings: object) -> list[str]:
+        return [ports._bind_fault("grpc_port", "host", "::", 80, "--grpc-port N", PermissionError(errno.EACCES, ""))]
+
+    demo.prepare_certificates(tmp_path / "pki")
+    monkeypatch.setattr(demo, "port_faults", forbidden)  # whoever runs the tests may have the privileges
+    with pytest.raises(demo.DemoError, match=r"port 80 needs privileges .*; choose another with --port N, or give"):
+        demo._write_config(tmp_path, tmp_path / "pki", 80)
+
+
+def test_a_reader_that_goes_away_is_no_crash(folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"{sys.executable}" -m proxy demo --once --port 0 --dir "{folder}" | true'],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIVENESS,
+    )
+    assert done.stderr == ""
 
 
 def test_the_default_folder_is_below_the_user_s_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,11 +229,23 @@ def test_names_that_are_no_file_names_are_refused(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "san", ["localhost", "dns:", "dns:-x", "dns:a b", "dns:a..b", "ip:300.1.1.1", "ip:x", "uri:nothing", "email:a@b"]
-)
+    "san",
+    [
+        "localhost", "dns:", "dns:-x", "dns:a b", "dns:a..b", "dns:" + ".".join(["a" * 63] * 4), "ip:300.1.1.1",
+        "ip:x", "uri:nothing", "email:a@b",
+    ],
+)  # fmt: skip
 def test_odd_alternative_names_are_refused(san: str) -> None:
     with pytest.raises(pki.PkiError, match="is none of dns:NAME, ip:ADDRESS, uri:URI"):
         pki.parse_san(san)
+
+
+def test_what_cannot_be_written_is_named_as_it_would_be_called(tmp_path: Path) -> None:
+    pki.init(tmp_path)
+    (tmp_path / "alice.key").mkdir()
+    with pytest.raises(pki.PkiError, match=r"/alice\.key: cannot be written \(is a directory\)"):
+        pki.issue(tmp_path, "alice", "client", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alice.key", "ca.key", "ca.pem"]
 
 
 @pytest.mark.parametrize("days", [0, -1, 36_501])
