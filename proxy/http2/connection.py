@@ -268,7 +268,7 @@ class Connection(Sender):
             return
         self._check_not_idle(stream_id, "DATA")
         if stream_id not in self.resets and stream_id <= self.goaway_last:
-            self._emit(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+            self._reply(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
             self.remember_reset(stream_id)
 
     def _padded_data(self, stream_id: int, flags: int, payload: bytes) -> None:
@@ -420,8 +420,8 @@ class Connection(Sender):
             stream.send_window += change
             if stream.send_window > MAX_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS make a window larger than 2^31-1")
-            if stream.backlog is not None and stream.send_window > 0:
-                self.blocked[stream] = None
+            if stream.backlog is not None:
+                self._remember_blocked(stream)
         if change > 0:
             self.pump()
 
@@ -437,10 +437,10 @@ class Connection(Sender):
             self._reply(frames.ping_ack(payload))
 
     def _reply(self, data: bytes) -> None:
-        """Answer a control frame, but don't gather answers without end for a peer that doesn't read them."""
+        """Answer a frame, but don't gather answers without end for a peer that doesn't read them."""
         self._queued_replies = self._queued_replies + 1 if self.paused else 0
         if self._queued_replies > _MAX_QUEUED_REPLIES:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "answers to PING and SETTINGS are not read")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "answers to PING, SETTINGS and faults are not read")
         self._emit(data)
 
     def _goaway(self, stream_id: int, flags: int, payload: bytes) -> None:
@@ -493,12 +493,14 @@ class Connection(Sender):
         if stream is not None:
             self._stream_fault(stream, code, reason)
         elif stream_id not in self.resets:
-            self._emit(frames.rst_stream(stream_id, code))
+            self._reply(frames.rst_stream(stream_id, code))
             self.remember_reset(stream_id)
 
     def _stream_fault(self, stream: Stream, code: ErrorCode, reason: str) -> None:
         """A stream error (section 5.4.2): RST_STREAM, and the layer above is told."""
-        self.reset(stream, code)
+        self._reply(frames.rst_stream(stream.id, code))
+        self.remember_reset(stream.id)
+        self._remove(stream)
         self.on_stream_fault(stream, code, reason)
 
     _handlers: ClassVar[tuple[Callable[..., None], ...]] = (

@@ -58,7 +58,7 @@ class ServerConnection(Connection):
             return  # GOAWAY said so; the client will repeat it elsewhere
         self.last_remote_id = stream_id
         if len(self.streams) >= self.max_streams:
-            self._emit(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+            self._reply(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             self.remember_reset(stream_id)
             return
         stream = self.streams[stream_id] = self.new_stream(stream_id)
@@ -84,6 +84,8 @@ class ServerConnection(Connection):
         """A header section on a stream that was opened before: trailers, or a mistake."""
         stream = self.streams.get(stream_id)
         if stream is None:
+            if stream_id & 1 == 0:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream identifier is even")
             if stream_id not in self.resets:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
             self._decode(block, self._trailers, intern_trailers)

@@ -187,15 +187,20 @@ class Sender:
         while (backlog := stream.backlog) is not None and not self.paused and self.out_size < _OUT_LIMIT:
             if not self._pump_frame(stream, backlog):
                 break
-        if stream.backlog is not None and stream.send_window > 0:
+        self._remember_blocked(stream)
+
+    def _remember_blocked(self, stream: Stream) -> None:
+        """Streams whose own window is shut aren't looked at again until it opens; an empty frame needs no window."""
+        backlog = stream.backlog
+        if backlog is not None and (stream.send_window > 0 or not backlog.chunks[0]):
             self.blocked[stream] = None
 
     def _pump_frame(self, stream: Stream, backlog: Backlog) -> bool:
         """One DATA frame from the backlog, or False when a window is closed."""
         chunks = backlog.chunks
         chunk = chunks[0]
-        room = min(stream.send_window, self.send_window, self.peer.max_frame)
-        if room <= 0 and chunk:
+        room = max(min(stream.send_window, self.send_window, self.peer.max_frame), 0)
+        if room == 0 and chunk:
             return False
         if len(chunk) > room:
             chunks[0] = chunk[room:]
@@ -232,7 +237,7 @@ class Sender:
     def pump(self) -> None:
         """Send what has become possible, one frame a stream in turn: a long backlog must not starve the others.
 
-        Stops at `_OUT_LIMIT` bytes of output; whoever writes that calls again while anything is `blocked`.
+        Stops at `_OUT_LIMIT` bytes of output; whoever writes that calls `resume` while anything is `blocked`.
         """
         blocked = self.blocked
         while blocked and not self.paused and self.send_window > 0 and self.out_size < _OUT_LIMIT:
@@ -241,8 +246,15 @@ class Sender:
             backlog = stream.backlog
             if backlog is not None:
                 self._pump_frame(stream, backlog)
-                if stream.backlog is not None and stream.send_window > 0:
-                    blocked[stream] = None  # behind the others
+                self._remember_blocked(stream)  # behind the others
+
+    def resume(self) -> None:
+        """The transport takes output again."""
+        self.paused = False
+        if self.send_window <= 0:
+            for stream in list(self.blocked):
+                self.pump_stream(stream)  # what ends with an empty frame needs no window
+        self.pump()
 
     # -- credit, ends
 

@@ -63,7 +63,7 @@ class Relay:
                     if conn.closed:
                         wire.close("a connection error")
                     elif conn.blocked and not conn.paused:
-                        conn.pump()
+                        conn.resume()
                 except Exception:
                     # One connection's fault must not keep the output of the others back.
                     log.exception("internal error while writing; the connection is closed")

@@ -37,7 +37,7 @@ class Session(Protocol):
 
     def receive(self, data: bytes) -> None: ...
 
-    def pump(self) -> None: ...
+    def resume(self) -> None: ...
 
     def lost(self) -> None: ...
 
@@ -155,8 +155,7 @@ class Shell(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         if self.session is not None:
             self._host.begin()
-            self.session.paused = False
-            self.session.pump()
+            self.session.resume()
             self._host.flush()
 
     # -- the beginning

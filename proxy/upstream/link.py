@@ -92,8 +92,8 @@ class Link(asyncio.Protocol):
         self.conn.paused = True
 
     def resume_writing(self) -> None:
-        self.conn.paused = False
-        self.conn.pump()
+        self._before_read()
+        self.conn.resume()
         self._after_read()
 
     def write(self, out: list[Buffer], size: int) -> None:
