@@ -1,6 +1,7 @@
-"""The backend's process: listen, load the models, serve, and end in good order.
+"""The backend's process: bind, load the models, listen, serve, and end in good order.
 
-The socket listens before the models are loaded, so that whoever started the process can ask for its health at once.
+The address is taken before the models are loaded, so that it is known at once whether it can be had; connections are
+taken only afterwards, as Triton does: who gets a connection gets answers, and a gate in front is ready once it has one.
 """
 
 from __future__ import annotations
@@ -58,16 +59,25 @@ class Backend:
         self._server: asyncio.Server | None = None
         self._socket_file: _SocketFile | None = None
 
-    async def start(self, listen: Address) -> Address:
-        """Listen; returns the address with its real port. Models aren't loaded yet. Raises OSError."""
+    async def start(self, listen: Address, accept: bool = True) -> Address:
+        """Bind, and listen if `accept`; returns the address with its real port. Raises OSError."""
         loop = asyncio.get_running_loop()
         if listen.is_unix:
             self._socket_file = _SocketFile(Path(listen.path))
             sock = self._socket_file.bind()
-            self._server = await loop.create_unix_server(self._protocol, sock=sock, backlog=_BACKLOG)
+            self._server = await loop.create_unix_server(
+                self._protocol, sock=sock, backlog=_BACKLOG, start_serving=accept
+            )
             return listen
-        self._server = await loop.create_server(self._protocol, listen.host or None, listen.port, backlog=_BACKLOG)
+        self._server = await loop.create_server(
+            self._protocol, listen.host or None, listen.port, backlog=_BACKLOG, start_serving=accept
+        )
         return Address(listen.host, self._server.sockets[0].getsockname()[1], "")
+
+    async def accept(self) -> None:
+        """Take connections from now on."""
+        if self._server is not None:
+            await self._server.start_serving()
 
     async def load(self) -> None:
         """Load the models; from then on the server is ready. Raises LoadError if there is no repository."""
@@ -178,12 +188,12 @@ async def _serve(repository: Path, listen: Address, exit_on_stdin_eof: bool) -> 
     end = _end_requested(exit_on_stdin_eof)
     backend = Backend(repository)
     try:
-        address = await backend.start(listen)
+        address = await backend.start(listen, accept=False)
     except OSError as error:
         _log.error("backend cannot listen on %s: %s", listen, error.strerror or error)
         return 1
-    _log.info("backend listens: grpc on %s", address)
-    loading = spawn(_load(backend), "load")
+    _log.info("backend loads the models of %s", repository)
+    loading = spawn(_load(backend, address), "load")
     ended = spawn(end.wait(), "end")
     await asyncio.wait([loading, ended], return_when=asyncio.FIRST_COMPLETED)
     failed = loading.done() and not loading.result()
@@ -195,12 +205,14 @@ async def _serve(repository: Path, listen: Address, exit_on_stdin_eof: bool) -> 
     return 1 if failed else 0
 
 
-async def _load(backend: Backend) -> bool:
+async def _load(backend: Backend, address: Address) -> bool:
     try:
         await backend.load()
     except LoadError as error:
         _log.error("%s", error)
         return False
+    await backend.accept()
+    _log.info("backend listens: grpc on %s", address)
     models = backend.repository.models.values()
     ready = sum(1 for model in models if model.latest is not None)
     _log.info("backend is ready: %d of %d models", ready, len(models))

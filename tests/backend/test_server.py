@@ -180,7 +180,7 @@ def test_a_second_signal_ends_it_at_once(folder: Path) -> None:
 def test_a_signal_while_models_are_loaded(folder: Path) -> None:
     write_model(folder / "models", "m", NUMBER_TO_NUMBER, {"1/model.py": "import time\ntime.sleep(1000)"})
     process = Process("loading", command(folder / "models", "127.0.0.1:0"), folder, cwd=peers.ROOT)
-    process.wait_log("backend listens")
+    process.wait_log("backend loads the models")
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
 

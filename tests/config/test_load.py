@@ -61,6 +61,7 @@ def test_defaults_are_those_of_the_documentation(place: Path) -> None:
             "upstream_connections": 8,
             "streams_per_upstream_connection": 256,
             "pending_requests": 4096,
+            "pending_bytes": 67_108_864,
         },
         "timeouts": {"handshake": 10.0, "connect": 5.0, "idle": 0.0},
         "drain": {"delay": 5.0, "timeout": 30.0},

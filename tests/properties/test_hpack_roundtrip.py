@@ -46,7 +46,8 @@ def test_what_hpack_encodes_we_decode(steps: list[object]) -> None:
     encoder, decoder, theirs = hpack.Encoder(), Decoder(2**20), hpack.Decoder(max_header_list_size=2**20)
     for step in steps:
         if isinstance(step, int):  # an encoder may use less than it is allowed
-            encoder.header_table_size = min(step, 4096)
+            if encoder.header_table_size != min(step, 4096):  # `hpack` forgets a change that is made twice
+                encoder.header_table_size = min(step, 4096)
             continue
         listed, coded = step  # type: ignore[misc]
         wanted = [(*field, sensitive) for field, sensitive in listed]
