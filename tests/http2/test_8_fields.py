@@ -167,6 +167,42 @@ def test_8_bad_responses_are_stream_errors(fields: Fields, reason: str) -> None:
     assert reason in fault[0][3]
 
 
+# -- white space around values
+
+SPACED = [(b"grpc-status", b"5"), (b"grpc-message", b" no such model: \t"), (b"x", b" "), (b"y", b"")]
+TRIMMED = [(b"grpc-status", b"5"), (b"grpc-message", b"no such model:"), (b"x", b""), (b"y", b"")]
+
+
+def test_8_2_1_white_space_around_a_servers_values_is_taken_off() -> None:
+    """Section 8.2.1 calls it malformed, but gRPC servers send it and gRPC clients take it."""
+    peer = asked()
+    for _ in range(3):
+        peer.send(peer.headers(peer.conn.last_local_id, [*RESPONSE, *SPACED], end=True))
+        assert peer.events("response")[0][2] == [*RESPONSE, *TRIMMED]
+        peer.conn.open_stream(block(REQUEST), end=True)
+        peer.send(peer.headers(peer.conn.last_local_id, RESPONSE))
+        peer.send(peer.headers(peer.conn.last_local_id, SPACED, end=True))
+        assert peer.events("trailers")[0][2] == TRIMMED
+        peer.conn.open_stream(block(REQUEST), end=True)
+        peer.sent()
+
+
+def test_8_2_1_a_sensitive_value_stays_one_when_it_is_trimmed() -> None:
+    peer = asked()
+    seen = []
+    peer.conn.on_response = lambda stream, head, end: seen.append(head.fields[1])
+    peer.send(peer.headers(1, [(b":status", b"200"), (b"set-cookie", b"a=b ", True)]))  # type: ignore[list-item]
+    assert seen == [(b"set-cookie", b"a=b")]
+    assert type(seen[0]) is Sensitive
+
+
+@pytest.mark.parametrize("value", [b"a ", b" a", b"a\t", b" "])
+def test_8_2_1_white_space_around_a_clients_trailer_values_is_a_stream_error(value: bytes) -> None:
+    peer = server()
+    peer.send(peer.request(1))
+    peer.stream_error(1, ErrorCode.PROTOCOL_ERROR, peer.headers(1, [(b"x", value)], end=True))
+
+
 # -- what a head tells
 
 

@@ -75,8 +75,7 @@ def test_8_1_an_early_response_ends_the_request_however_it_ends(how: str) -> Non
         peer.conn.send_trailers(stream, block(TRAILERS))
     else:
         peer.conn.send_data(stream, b"abc", end=True)
-    peer.conn.paused = False
-    peer.conn.pump()
+    peer.conn.resume()
     sent = peer.sent()
     assert sent[-2].ends
     assert (sent[-1].kind, sent[-1].code) == (RST_STREAM, ErrorCode.NO_ERROR)

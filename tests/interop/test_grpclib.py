@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpclib
 import pytest
@@ -16,8 +18,28 @@ from tests.support.rawh2 import tls_context
 SERVICE = "/inference.GRPCInferenceService"
 
 
+@asynccontextmanager
+async def open_channel(gate: Gate) -> AsyncIterator[Channel]:
+    channel = Channel("127.0.0.1", gate.port, ssl=tls_context(gate.root))
+    protocol = await channel.__connect__()
+    lost = asyncio.Event()
+    tell_grpclib = protocol.connection_lost
+
+    def connection_lost(error: BaseException | None) -> None:
+        tell_grpclib(error)
+        lost.set()
+
+    protocol.connection_lost = connection_lost  # type: ignore[method-assign]
+    try:
+        yield channel
+    finally:
+        # close() only begins to close: a loop that ended now would leave the socket open.
+        channel.close()
+        await lost.wait()
+
+
 async def test_many_at_once(inference_gate: Gate) -> None:
-    async with Channel("127.0.0.1", inference_gate.port, ssl=tls_context(inference_gate.root)) as channel:
+    async with open_channel(inference_gate) as channel:
         infer = UnaryUnaryMethod(
             channel, f"{SERVICE}/ModelInfer", service_pb2.ModelInferRequest, service_pb2.ModelInferResponse
         )
@@ -28,7 +50,7 @@ async def test_many_at_once(inference_gate: Gate) -> None:
 
 
 async def test_an_error(inference_gate: Gate) -> None:
-    async with Channel("127.0.0.1", inference_gate.port, ssl=tls_context(inference_gate.root)) as channel:
+    async with open_channel(inference_gate) as channel:
         metadata = UnaryUnaryMethod(
             channel, f"{SERVICE}/ModelMetadata", service_pb2.ModelMetadataRequest, service_pb2.ModelMetadataResponse
         )

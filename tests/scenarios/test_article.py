@@ -48,8 +48,10 @@ def start(
 
 
 @pytest.fixture(scope="module")
-def article(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Gate]:
-    gate = start(tmp_path_factory.mktemp("article"), authority)
+def article(run_folder: Path, authority: Authority) -> Iterator[Gate]:
+    folder = run_folder / "article"
+    folder.mkdir()
+    gate = start(folder, authority)
     yield gate
     gate.process.kill()  # its drain would wait five seconds, as the file says nothing else
 
@@ -106,16 +108,16 @@ def test_with_the_root_certificates_of_another_ca(article: Gate, other_authority
     fails_with(f"localhost:{article.port}", credentials, "CERTIFICATE_VERIFY_FAILED")
 
 
-def test_with_an_expired_certificate(tmp_path: Path, authority: Authority) -> None:
-    gate = start(tmp_path, authority, expired=True)
+def test_with_an_expired_certificate(folder: Path, authority: Authority) -> None:
+    gate = start(folder, authority, expired=True)
     gate.wait_log(r"certificate.*expired")
     credentials = grpc.ssl_channel_credentials(root_certificates=authority.pem)
     fails_with(f"localhost:{gate.port}", credentials, "CERTIFICATE_VERIFY_FAILED", "certificate has expired")
     gate.process.kill()
 
 
-def test_with_a_certificate_for_another_host(tmp_path: Path, authority: Authority) -> None:
-    gate = start(tmp_path, authority, hosts=("triton.example",))
+def test_with_a_certificate_for_another_host(folder: Path, authority: Authority) -> None:
+    gate = start(folder, authority, hosts=("triton.example",))
     credentials = grpc.ssl_channel_credentials(root_certificates=authority.pem)
     fails_with(f"localhost:{gate.port}", credentials, "Hostname Verification Check failed")
     gate.process.kill()

@@ -39,7 +39,8 @@ class Gate:
         self.config_file = folder / f"{name}.yaml"
         self.config_file.write_text(config if isinstance(config, str) else yaml.safe_dump(dict(config)))
         argv = [sys.executable, "-m", "proxy", "serve", str(self.config_file), *args]
-        self.process = Process(name, argv, folder, cwd=ROOT)
+        # What a gate that is killed leaves behind goes with the folder.
+        self.process = Process(name, argv, folder, env={"TMPDIR": str(folder)}, cwd=ROOT)
         try:
             ready = self.process.wait_log(READY)
         except AssertionError:
