@@ -91,6 +91,7 @@ class Gate:
             max_connections=limits.upstream_connections,
             max_waiting=limits.pending_requests,
             connect_timeout=settings.timeouts.connect,
+            starting=self.backend is not None,
         )
         self.pool.start()
         await self.listener.start()

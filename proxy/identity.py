@@ -36,7 +36,7 @@ def from_certificate(der: bytes) -> Identity:
     """Read a DER certificate. ValueError where it can't be parsed: the caller must refuse such a client."""
     try:
         return _read(der)
-    except (x509.UnsupportedGeneralNameType, x509.DuplicateExtension) as error:
+    except (x509.UnsupportedGeneralNameType, x509.DuplicateExtension, x509.InvalidVersion, TypeError) as error:
         raise ValueError(str(error)) from None
 
 

@@ -14,6 +14,7 @@ from functools import partial
 
 from proxy import identity
 from proxy.config.model import Settings
+from proxy.http2 import ConnectionFault, ErrorCode
 from proxy.identity import Identity
 from proxy.relay.downstream import Downstream
 from proxy.relay.relay import Relay
@@ -158,7 +159,6 @@ class Listener:
         self._handshaking[shell] = None
 
     def established(self, shell: Shell, tls: ssl.SSLObject) -> Session | Reason:
-        self._handshaking.pop(shell, None)
         if tls.selected_alpn_protocol() != "h2":
             return reasons.NO_ALPN
         client: Identity | None = None
@@ -199,13 +199,24 @@ class Listener:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for shell in list(self._handshaking):
-            if now - shell.since < self._settings.timeouts.handshake:
-                break
-            shell.timed_out()
-            self._handshaking.pop(shell, None)
+            session = shell.session
+            if isinstance(session, Downstream) and session.opened:
+                del self._handshaking[shell]
+            elif now - shell.since >= self._settings.timeouts.handshake:
+                del self._handshaking[shell]
+                self._end_late_handshake(shell)
         if self._settings.timeouts.idle:
             self._close_idle_ones(now)
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _end_late_handshake(self, shell: Shell) -> None:
+        """TLS isn't finished in time, or HTTP/2's preface and SETTINGS, which trickle in or don't come at all."""
+        shell.timed_out()
+        session = shell.session
+        if isinstance(session, Downstream):
+            self.begin()
+            session.fail(ConnectionFault(ErrorCode.SETTINGS_TIMEOUT, "no HTTP/2 preface within timeouts.handshake"))
+            self.flush()
 
     def _close_idle_ones(self, now: float) -> None:
         """Connections that have had no call for timeouts.idle seconds get GOAWAY and are closed."""

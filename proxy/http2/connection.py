@@ -53,7 +53,6 @@ class Connection(Sender):
         "_data_stream",
         "_decoder",
         "_heads",
-        "_opened",
         "_partial",
         "_queued_replies",
         "_recv_low",
@@ -61,6 +60,7 @@ class Connection(Sender):
         "_trailers",
         "goaway_received",
         "max_streams",
+        "opened",
         "recv_window",
         "stream_window",
     )
@@ -76,7 +76,7 @@ class Connection(Sender):
         self._heads: dict[bytes, HeaderBlock] = {}
         self._trailers: dict[bytes, HeaderBlock] = {}
         self._partial = b""
-        self._opened = False  # the peer's preface has come
+        self.opened = False  # the peer's preface has come
         self._block: list[bytes] | None = None  # fragments of a header block that CONTINUATION frames complete
         self._block_size = 0
         self._block_stream = 0
@@ -133,7 +133,7 @@ class Connection(Sender):
             if self._partial:
                 data = self._partial + data
                 self._partial = b""
-            if not self._opened:
+            if not self.opened:
                 data = self._receive_preface(data)
             if data:
                 self._receive_frames(data)
@@ -157,7 +157,7 @@ class Connection(Sender):
             return b""
         if data[len(magic) + 3] != frames.SETTINGS or data[len(magic) + 4] & ACK:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-        self._opened = True
+        self.opened = True
         return data[len(magic) :]
 
     def _receive_frames(self, data: bytes) -> None:

@@ -29,5 +29,6 @@ def parse_timeout(value: bytes) -> float:
     """grpc-timeout in seconds: one to eight digits and a unit. ValueError for anything else."""
     digits, unit = value[:-1], _UNITS.get(value[-1]) if value else None
     if unit is None or not digits.isdigit() or len(digits) > 8:
-        raise ValueError(f"grpc-timeout is {value[:32]!r}; it is one to eight digits and one of H M S m u n")
+        shown = value[:32].decode("latin-1")
+        raise ValueError(f"grpc-timeout is '{shown}'; it is one to eight digits and one of H M S m u n")
     return int(digits) * unit

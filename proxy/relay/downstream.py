@@ -31,6 +31,8 @@ from proxy.relay.relay import Relay, Wire, log
 from proxy.telemetry.log import throttled
 from proxy.upstream.link import UpstreamConnection
 
+_DROPPED_BODY = 65_535
+
 
 class Call(Stream):
     """A client's stream and what is known of the call on it; `partner` is the upstream stream, once there is one."""
@@ -177,11 +179,8 @@ class Downstream(ServerConnection):
             facts = head.note = Facts(head, relay.counters.routes)
         call.facts = facts
         if facts.refusal is not None:
-            call.responding = True
-            self.send_headers(call, facts.refusal, end=not facts.refusal_body)
-            if facts.refusal_body:
-                self.send_data(call, facts.refusal_body, end=True)
-            call.finish(facts.refusal_code)
+            if end or not facts.refuse_late:
+                self._refuse(call, facts)
             return
         if facts.timeout is not None:
             relay.add_deadline(call, facts.timeout)
@@ -192,6 +191,14 @@ class Downstream(ServerConnection):
             call.partner = partner
         else:
             self._wait(call, end)
+
+    def _refuse(self, call: Call, facts: Facts) -> None:
+        assert facts.refusal is not None
+        call.responding = True
+        self.send_headers(call, facts.refusal, end=not facts.refusal_body)
+        if facts.refusal_body:
+            self.send_data(call, facts.refusal_body, end=True)
+        call.finish(facts.refusal_code)
 
     def _wait(self, call: Call, end: bool) -> None:
         call.held = Backlog()
@@ -219,7 +226,12 @@ class Downstream(ServerConnection):
             return
         assert isinstance(call, Call)
         held = call.held
-        if held is not None:
+        facts = call.facts
+        if facts is not None and facts.refusal is not None:
+            # Its body is dropped, and waited for as far as it has come without credit for more.
+            if end or self.stream_window - call.recv_window >= _DROPPED_BODY:
+                self._refuse(call, facts)
+        elif held is not None:
             held.add(chunk, end)
             relay = self.relay
             relay.held_bytes += len(chunk)
@@ -235,6 +247,8 @@ class Downstream(ServerConnection):
         partner = call.partner
         if partner is not None:
             partner.conn.send_trailers(partner, trailers)
+        elif call.facts is not None and call.facts.refusal is not None:
+            self._refuse(call, call.facts)
         elif call.held is not None:
             call.held.trailers = trailers
 

@@ -18,7 +18,17 @@ _MAX_TIMEOUT = 10 * 365 * 86_400.0
 class Facts:
     """`forward` is the block to send upstream; `refusal` the answer to send instead, with `refusal_code`."""
 
-    __slots__ = ("forward", "path", "refusal", "refusal_body", "refusal_code", "route", "timeout", "timeout_text")
+    __slots__ = (
+        "forward",
+        "path",
+        "refusal",
+        "refusal_body",
+        "refusal_code",
+        "refuse_late",
+        "route",
+        "timeout",
+        "timeout_text",
+    )
 
     def __init__(self, head: RequestHead, routes: dict[str, Route]) -> None:
         self.path = head.path.decode("latin-1")
@@ -27,6 +37,7 @@ class Facts:
         self.timeout_text = ""
         self.refusal: HeaderBlock | None = None
         self.refusal_body = b""
+        self.refuse_late = False  # when the request has ended: HTTP clients lose an answer with a reset behind it
         self.refusal_code = Code.OK
         # The hop upstream is plaintext, so its scheme is http, whatever the client's was.
         self.forward = HeaderBlock(
@@ -39,6 +50,7 @@ class Facts:
         if head.method != b"POST" or not calls.is_grpc(head.get(b"content-type", b"") or b""):
             self.refusal_code = Code.UNKNOWN
             self.refusal, self.refusal_body = _not_grpc(head)
+            self.refuse_late = True
             return
         timeout = head.get(b"grpc-timeout")
         if timeout is not None:

@@ -303,12 +303,15 @@ class Shell(asyncio.BufferedProtocol):
             self._finish_writing()
 
     def timed_out(self) -> None:
-        """The handshake takes too long."""
-        if not self._closing:
+        """The handshake, or what must follow it, takes too long. A session that there is already ends by itself."""
+        if self._closing:
+            return
+        if not self._got_data:
+            self._got_data = True
             self._host.failed(self, reasons.TIMEOUT)
+        if self.session is None:
             self._closing = True
-            if self._transport is not None:
-                self._transport.abort()
+            self.abort()
 
     def close(self, why: str) -> None:
         """Send close_notify, then end the connection."""

@@ -37,7 +37,7 @@ class Pool:
     """Connections to `address`.
 
     new_link makes a connection with its transport protocol; before and after surround whatever calls waiters: they take
-    the time, and flush what was produced.
+    the time, and flush what was produced. starting: the upstream has just been started; it needn't be there yet.
     """
 
     def __init__(
@@ -50,11 +50,13 @@ class Pool:
         max_connections: int,
         max_waiting: int,
         connect_timeout: float,
+        starting: bool = False,
     ) -> None:
         self.address = address
         self.links: list[Link] = []  # connected, oldest first; also those that go away and finish their calls
         self.ready: list[UpstreamConnection] = []  # of these, the ones that take new calls
         self.last_error = "not connected yet"
+        self.starting = starting
         self.connect_timeout = connect_timeout
         self.max_waiting = max_waiting
         self._new_link = new_link
@@ -204,6 +206,7 @@ class Pool:
             link.close("given up")
             raise
         throttled(logging.INFO, "upstream connections", "upstream %s: connected", self.address)
+        self.starting = False
         self._connected_at = asyncio.get_running_loop().time()
         self.links.append(link)
         self.ready.append(link.conn)
@@ -222,7 +225,8 @@ class Pool:
     def _failed(self, link: Link, why: str) -> None:
         link.close(why)
         if why != self.last_error:
-            _log.warning("upstream %s: can't connect: %s; trying again", self.address, why)
+            level = logging.DEBUG if self.starting else logging.WARNING
+            throttled(level, "upstream connections", "upstream %s: can't connect: %s; trying again", self.address, why)
         self.last_error = why
 
 

@@ -183,7 +183,7 @@ async def test_tensors_are_gone_with_their_call_however_it_ends(
         first = stub.ModelInfer(vector(1, 10))
         await model_runs()
         queued = [stub.ModelInfer(vector(2, 10)), stub.ModelInfer(vector(3, 10), timeout=0.2)]
-        with pytest.raises(grpc.aio.AioRpcError, match="(?i)deadline"):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"(?i)deadline"):
             await queued[1]
         queued[0].cancel()
         await tasks_end(small, 1)

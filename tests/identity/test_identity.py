@@ -128,7 +128,6 @@ def test_what_cant_be_read_is_a_value_error(der: bytes) -> None:
         from_certificate(der)
 
 
-@pytest.mark.xfail(strict=True, reason="x509.InvalidVersion and TypeError leave from_certificate")
 @pytest.mark.parametrize(
     ("honest", "changed"),
     [

@@ -24,7 +24,7 @@ def test_printable_text_stays_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a\nb", "a\rb", "a\tb", "\x1b[31mred", "nul\0", "\x7f", "\u2028line", "\u202eesrever", "\x85", "\udcff", "a\u200bb"],
+    ["a\nb", "a\rb", "a\tb", "\x1b[31m", "nul\0", "\x7f", "\u2028line", "\u202eback", "\x85", "\udcff", "a\u200bb"],
 )
 def test_other_text_becomes_one_line_of_ascii(text: str) -> None:
     line = printable(text)
