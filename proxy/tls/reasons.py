@@ -62,7 +62,7 @@ EXPIRED: Reason = (
     "the client closed the connection in the handshake without an alert, and our certificate has expired; "
     "renew tls.cert_file",
 )
-TIMEOUT: Reason = ("timeout", "the handshake, with HTTP/2's preface, took longer than timeouts.handshake")
+TIMEOUT: Reason = ("timeout", "the handshake took longer than timeouts.handshake (HTTP/2's preface is part of it)")
 PLAINTEXT_H2C: Reason = ("plaintext_h2c", "plaintext HTTP/2 (h2c) on a TLS port; the client must use a secure channel")
 PLAINTEXT_HTTP: Reason = ("plaintext_http", "plaintext HTTP on a TLS port; the client must use https")
 NOT_TLS: Reason = ("other", "what the client sent is not TLS")

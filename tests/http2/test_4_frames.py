@@ -188,6 +188,7 @@ def test_6_10_a_header_block_may_come_in_pieces(peer: Peer, sizes: tuple[int, ..
     peer.send(frame(CONTINUATION, END_HEADERS, stream, text[pos:]))
     head = peer.events("request", "response")[0]
     assert head[1:] == (stream, REQUEST if peer.conn.server else RESPONSE, True)
+    peer.alive()
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,20 @@ def test_5_1_closed_nothing_is_sent_on_a_stream_that_is_gone(peer: Peer) -> None
     assert peer.sent() == []
 
 
+def test_5_4_2_what_is_on_its_way_to_a_stream_that_broke_a_rule_is_ignored(peer: Peer) -> None:
+    open_stream(peer)
+    peer.stream_error(1, ErrorCode.PROTOCOL_ERROR, window_update(1, 0))
+    peer.events()
+    peer.ignored(data(1, b"more"), window_update(1, 0), peer.headers(1, TRAILERS, end=True), rst_stream(1))
+
+
+def test_5_4_2_what_is_on_its_way_to_a_malformed_request_is_ignored() -> None:
+    peer = server()
+    peer.stream_error(1, ErrorCode.PROTOCOL_ERROR, peer.request(1, (b"connection", b"close")))
+    peer.events()
+    peer.ignored(data(1, b"more"), peer.headers(1, TRAILERS, end=True))
+
+
 # -- 5.1.2
 
 

@@ -340,3 +340,8 @@ def test_8_1_1_content_length_of_zero_may_have_an_empty_frame(peer: Peer) -> Non
     with_length(peer, 0)
     peer.send(data(1, b"", end=True))
     assert body(peer) == (b"", [True])
+
+
+def test_8_1_1_content_length_of_zero_has_no_data(peer: Peer) -> None:
+    with_length(peer, 0)
+    peer.stream_error(1, ErrorCode.PROTOCOL_ERROR, data(1, b"x"))

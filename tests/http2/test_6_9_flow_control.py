@@ -95,6 +95,13 @@ def test_6_9_2_settings_that_push_a_stream_window_beyond_the_maximum_are_a_conne
     peer.connection_error(ErrorCode.FLOW_CONTROL_ERROR, settings((INITIAL_WINDOW_SIZE, WINDOW + 1)))
 
 
+def test_6_9_2_settings_may_push_a_stream_window_to_the_maximum(peer: Peer) -> None:
+    stream = open_stream(peer)
+    peer.send(window_update(1, MAX_WINDOW - WINDOW - 1), settings((INITIAL_WINDOW_SIZE, WINDOW + 1)))
+    assert stream.send_window == MAX_WINDOW
+    peer.alive()
+
+
 # -- what waits
 
 

@@ -206,7 +206,12 @@ class Peer:
 
     def sent(self) -> list[Frame]:
         """What the connection has sent; its header blocks are decoded in order, see `heads`."""
-        frames = parse(b"".join(self.conn.take_output()))
+        size, woken = self.conn.out_size, self.conn.wake.count(self.conn)
+        out = b"".join(self.conn.take_output())
+        assert size == len(out), "out_size is not the size of the output"
+        assert woken == (1 if out else 0), "whoever flushes is told of output once"
+        self.conn.wake.clear()
+        frames = parse(out)
         self._decode_heads(frames)
         return frames
 
