@@ -198,6 +198,7 @@ class Listener:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
+        self.relay.refill()
         for shell in list(self._handshaking):
             session = shell.session
             if isinstance(session, Downstream) and session.opened:

@@ -9,6 +9,7 @@ and nothing else of this project: the relay is built on this package, never the 
     huffman     RFC 7541 appendix B
     hpack       header compression: decoder and encoder
     headers     field validation (RFC 9113 section 8) and the memoised header blocks
+    guards      how much of what a client may do
     settings    SETTINGS values and their validity
     stream      the record of one stream
     sender      the sending half: output, flow control towards the peer
@@ -17,7 +18,7 @@ and nothing else of this project: the relay is built on this package, never the 
 """
 
 from proxy.http2.connection import Connection
-from proxy.http2.errors import ConnectionFault, ErrorCode, HpackFault, error_name
+from proxy.http2.errors import Abuse, ConnectionFault, ErrorCode, HpackFault, error_name
 from proxy.http2.headers import HeaderBlock, RequestHead, ResponseHead, Trailers
 from proxy.http2.roles import ClientConnection, ServerConnection
 from proxy.http2.sender import Buffer, Sender
@@ -25,6 +26,7 @@ from proxy.http2.settings import Settings
 from proxy.http2.stream import Backlog, Stream
 
 __all__ = [
+    "Abuse",
     "Backlog",
     "Buffer",
     "ClientConnection",

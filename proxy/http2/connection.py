@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
-from proxy.http2 import frames, settings
-from proxy.http2.errors import ConnectionFault, ErrorCode, HeaderListTooLarge, HpackFault
+from proxy.http2 import frames, guards, settings
+from proxy.http2.errors import Abuse, ConnectionFault, ErrorCode, HeaderListTooLarge, HpackFault
 from proxy.http2.frames import ACK, DEFAULT_MAX_FRAME, END_HEADERS, END_STREAM, FRAME_HEADER, MAX_WINDOW, PADDED
 from proxy.http2.headers import (
     HeaderBlock,
@@ -38,6 +38,7 @@ class Connection(Sender):
     """One side of an HTTP/2 connection; use ServerConnection or ClientConnection of `roles`.
 
     wake: the list that this connection appends itself to when it has output.
+    spenders: the list that it appends itself to when it has used up some of its budgets; see `guards`.
     stream_window: SETTINGS_INITIAL_WINDOW_SIZE in bytes, at least 65,535.
     max_streams: how many streams the peer may have open (server role).
     header_list: the most bytes that a header list may take, names, values and 32 a field.
@@ -57,11 +58,14 @@ class Connection(Sender):
         "_queued_replies",
         "_recv_low",
         "_recv_target",
+        "_spending_from",
+        "_spent",
         "_trailers",
         "goaway_received",
         "max_streams",
         "opened",
         "recv_window",
+        "spenders",
         "stream_window",
     )
 
@@ -85,6 +89,9 @@ class Connection(Sender):
         self._data_stream: Stream | None = None
         self._data_end = False
         self._queued_replies = 0
+        self._spent: dict[str, int] = {}
+        self._spending_from = 0  # the last stream when the interval's spending began
+        self.spenders: list[Connection] = []
         self.goaway_received = False
         self._open(header_list)
 
@@ -102,6 +109,25 @@ class Connection(Sender):
 
     def _announced(self) -> dict[int, int]:
         raise NotImplementedError
+
+    def refill(self) -> None:
+        """A new interval begins."""
+        self._spent.clear()
+
+    def _spend(self, kind: str, cost: int = 1) -> None:
+        """Take from a client's budget, or end the connection."""
+        if not self.server:
+            return
+        spent = self._spent
+        if not spent:
+            self.spenders.append(self)
+            self._spending_from = self.last_remote_id
+        total = spent[kind] = spent.get(kind, 0) + cost
+        budget = guards.BUDGETS[kind]
+        if total > budget:
+            opened = (self.last_remote_id - self._spending_from) // 2
+            if kind != guards.RESET or total > budget + opened // 2:
+                raise Abuse(kind, f"too much of {kind} in a short time")
 
     # -- for subclasses above the core
 
@@ -184,7 +210,8 @@ class Connection(Sender):
                 self._receive_block(stream_id & 0x7FFFFFFF, flags & 1 == 1, data[start:pos])
             elif kind < 10:
                 self._handlers[kind](self, stream_id & 0x7FFFFFFF, flags, data[start:pos])
-            # Frames of unknown types are ignored (section 5.5).
+            else:
+                self._spend(guards.UNKNOWN_FRAME)  # and ignored (section 5.5)
             if self.closed:
                 return
         if pos < end:
@@ -199,6 +226,8 @@ class Connection(Sender):
         if self.recv_window < self._recv_low:
             self._replenish()
         left = length - (stop - start)
+        if not (length or end):
+            self._spend(guards.EMPTY_DATA)
         if stream is None or stream.remote_closed:
             self._stray_data(stream_id, stream)
             stream = None
@@ -268,6 +297,7 @@ class Connection(Sender):
             return
         self._check_not_idle(stream_id, "DATA")
         if stream_id not in self.resets and stream_id <= self.goaway_last:
+            self._spend(guards.PROVOKED_RESET)
             self._reply(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
             self.remember_reset(stream_id)
 
@@ -312,7 +342,7 @@ class Connection(Sender):
         # A block is at most as long as its decoded list and some slack, in few frames: the CONTINUATION flood.
         limit = self._decoder.list_limit
         if self._block_size > limit + 16_384 or len(self._block) > 16 + limit // 8192:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too long")
+            raise Abuse(guards.CONTINUATION, "a header block that is too long")
         if flags & END_HEADERS:
             block = b"".join(self._block)
             self._block = None
@@ -336,7 +366,7 @@ class Connection(Sender):
         except HpackFault as fault:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(fault)) from None
         except HeaderListTooLarge:
-            pass
+            self._spend(guards.LARGE_HEADERS)
         if decoder.generation != generation:
             # The block changed the table: it, and what was decoded before, would mean something else next time.
             self._heads.clear()
@@ -373,6 +403,7 @@ class Connection(Sender):
         """Parsed for its errors only; RFC 9113 section 5.3.2 deprecates what it says."""
         if stream_id == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        self._spend(guards.PRIORITY)
         if len(payload) == 5 and frames.uint31(payload) != stream_id:
             return
         wrong_size = len(payload) != 5
@@ -388,6 +419,7 @@ class Connection(Sender):
         self._check_not_idle(stream_id, "RST_STREAM")
         stream = self.streams.get(stream_id)
         if stream is not None:
+            self._spend(guards.RESET)
             self._remove(stream)
             self.on_reset(stream, frames.uint32(payload))
 
@@ -400,6 +432,7 @@ class Connection(Sender):
             return
         if len(payload) % 6:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes long")
+        self._spend(guards.SETTINGS, 1 + len(payload) // 60)
         before = self.peer.initial_window
         for key, value in frames.parse_settings(payload):
             self.peer.apply(key, value, from_server=not self.server)
@@ -434,13 +467,14 @@ class Connection(Sender):
         if len(payload) != 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes long")
         if not flags & ACK:
+            self._spend(guards.PING)
             self._reply(frames.ping_ack(payload))
 
     def _reply(self, data: bytes) -> None:
         """Answer a frame, but don't gather answers without end for a peer that doesn't read them."""
         self._queued_replies = self._queued_replies + 1 if self.paused else 0
         if self._queued_replies > _MAX_QUEUED_REPLIES:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "answers to PING, SETTINGS and faults are not read")
+            raise Abuse(guards.UNREAD, "answers to PING, SETTINGS and faults are not read")
         self._emit(data)
 
     def _goaway(self, stream_id: int, flags: int, payload: bytes) -> None:
@@ -454,6 +488,7 @@ class Connection(Sender):
     def _window_update(self, stream_id: int, flags: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes long")
+        self._spend(guards.WINDOW_UPDATE)
         increment = frames.uint31(payload)
         if stream_id == 0:
             if increment == 0:
@@ -493,11 +528,13 @@ class Connection(Sender):
         if stream is not None:
             self._stream_fault(stream, code, reason)
         elif stream_id not in self.resets:
+            self._spend(guards.PROVOKED_RESET)
             self._reply(frames.rst_stream(stream_id, code))
             self.remember_reset(stream_id)
 
     def _stream_fault(self, stream: Stream, code: ErrorCode, reason: str) -> None:
         """A stream error (section 5.4.2): RST_STREAM, and the layer above is told."""
+        self._spend(guards.PROVOKED_RESET)
         self._reply(frames.rst_stream(stream.id, code))
         self.remember_reset(stream.id)
         self._remove(stream)

@@ -39,6 +39,14 @@ class ConnectionFault(Exception):
         self.reason = reason
 
 
+class Abuse(ConnectionFault):
+    """A connection error for a peer that does too much of something; `kind` is one of `guards.KINDS`."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(ErrorCode.ENHANCE_YOUR_CALM, reason)
+        self.kind = kind
+
+
 class HpackFault(Exception):
     """A header block that can't be decoded. The compression state is lost: always a connection error."""
 

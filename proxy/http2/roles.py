@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from proxy.http2 import frames, settings
+from proxy.http2 import frames, guards, settings
 from proxy.http2.connection import Connection
 from proxy.http2.errors import ConnectionFault, ErrorCode
 from proxy.http2.headers import (
@@ -58,6 +58,7 @@ class ServerConnection(Connection):
             return  # GOAWAY said so; the client will repeat it elsewhere
         self.last_remote_id = stream_id
         if len(self.streams) >= self.max_streams:
+            self._spend(guards.PROVOKED_RESET)
             self._reply(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             self.remember_reset(stream_id)
             return

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 
 from proxy.http2 import (
+    Abuse,
     Backlog,
     Buffer,
     ConnectionFault,
@@ -167,6 +168,7 @@ class Downstream(ServerConnection):
             limits.header_list_bytes,
         )
         self.wire = wire
+        self.spenders = relay.spenders
 
     def new_stream(self, stream_id: int) -> Call:
         return Call(self, stream_id, self.stream_window, self.peer.initial_window)
@@ -263,6 +265,8 @@ class Downstream(ServerConnection):
         call.finish(Code.INTERNAL)
 
     def on_connection_fault(self, fault: ConnectionFault) -> None:
+        if isinstance(fault, Abuse):
+            self.relay.counters.abuse[fault.kind] += 1
         throttled(logging.INFO, "connection errors", "%s: closed with GOAWAY: %s", self.peer_name, fault)
         self.lost()
 

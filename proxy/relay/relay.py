@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.config.model import Limits
-from proxy.http2 import Buffer, Sender
+from proxy.http2 import Buffer, Connection, Sender
 from proxy.relay.deadlines import SLOT_SECONDS, Deadlines
 from proxy.telemetry.metrics import Counters
 
@@ -39,6 +39,7 @@ class Relay:
         self.limits = limits
         self.access_log = access_log
         self.wake: list[Sender] = []
+        self.spenders: list[Connection] = []
         self.deadlines: Deadlines[Call] = Deadlines()
         self.now = monotonic()
         self.pool: Pool
@@ -68,6 +69,12 @@ class Relay:
                     # One connection's fault must not keep the output of the others back.
                     log.exception("internal error while writing; the connection is closed")
                     wire.abort()
+
+    def refill(self) -> None:
+        """A second has passed: budgets of http2.guards are full again."""
+        for conn in self.spenders:
+            conn.refill()
+        self.spenders.clear()
 
     def add_deadline(self, call: Call, seconds: float) -> None:
         self.deadlines.add(call, self.now + seconds)

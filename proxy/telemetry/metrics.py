@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from proxy.http2 import guards
 from proxy.inference import calls, status
 
 # Seconds. From the cost of a hop to that of a long generation.
@@ -53,6 +54,7 @@ class Counters:
     def __init__(self) -> None:
         self.routes = {method: Route(method) for method in (*calls.KNOWN_METHODS, calls.OTHER_METHOD)}
         self._most_routes = len(self.routes) + _LEARNED_METHODS
+        self.abuse = dict.fromkeys(guards.KINDS, 0)
         self.handshakes = dict.fromkeys(HANDSHAKE_RESULTS, 0)
         self.connections_total = 0
         self.connections_refused = 0
@@ -141,6 +143,14 @@ class GateCollector(Collector):
         for result, count in counters.handshakes.items():
             handshakes.add_metric([result], count)
         yield handshakes
+        abuse = CounterMetricFamily(
+            "tensorgate_connection_abuse",
+            "Connections ended with ENHANCE_YOUR_CALM, by what was too much.",
+            labels=["kind"],
+        )
+        for kind, count in counters.abuse.items():
+            abuse.add_metric([kind], count)
+        yield abuse
 
     def _bytes(self) -> Iterator[Metric]:
         counters = self._counters

@@ -231,6 +231,16 @@ def test_10_5_a_flood_of_continuations_ends_the_connection(peer: Peer) -> None:
     assert peer.events("fault")[0][1] == ErrorCode.ENHANCE_YOUR_CALM
 
 
+def test_10_5_1_a_header_block_may_come_in_many_pieces() -> None:
+    """As many as a sender makes whose frames are half as long as they may be, and some more."""
+    peer = server(header_list=262_144)
+    text = peer.encoder.encode([*REQUEST, (b"x-long", b"v" * 250_000)], huffman=False)
+    pieces = [text[at : at + 8192] for at in range(0, len(text), 8192)]
+    peer.conn.receive(frame(HEADERS, 0, 1, b"") + b"".join(frame(CONTINUATION, 0, 1, piece) for piece in pieces))
+    peer.send(frame(CONTINUATION, END_HEADERS, 1))
+    assert [event[0] for event in peer.events()] == ["request"]
+
+
 def test_10_5_1_a_header_block_far_over_the_limit_ends_the_connection() -> None:
     peer = server(header_list=20_000)
     out = [frame(CONTINUATION, 0, 1, bytes(16_000)) for _ in range(2)]

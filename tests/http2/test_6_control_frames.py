@@ -134,6 +134,7 @@ def test_10_5_answers_that_are_not_read_end_the_connection(peer: Peer, flood: by
     peer.conn.paused = True
     for _ in range(1000):
         peer.conn.receive(flood)
+        peer.conn.refill()
     assert not peer.conn.closed
     peer.events()
     for _ in range(10):
@@ -147,6 +148,7 @@ def test_10_5_answers_that_are_read_may_be_many(peer: Peer) -> None:
         peer.conn.paused = True
         for _ in range(900):
             peer.conn.receive(ping())
+            peer.conn.refill()
         peer.conn.resume()
         assert len(peer.sent()) == 900
         peer.alive()

@@ -131,6 +131,7 @@ def parse(data: bytes) -> list[Frame]:
 
 class _Recorder:
     events: list[Any]
+    fault: ConnectionFault | None = None
 
     def on_data(self, stream: Stream, chunk: Buffer, end: bool) -> None:
         self.events.append(("data", stream.id, bytes(chunk), end))
@@ -149,6 +150,7 @@ class _Recorder:
 
     def on_connection_fault(self, fault: ConnectionFault) -> None:
         self.events.append(("fault", fault.code, fault.reason))
+        self.fault = fault
 
     def on_stream_closed(self, stream: Stream) -> None:
         self.events.append(("closed", stream.id))
@@ -200,7 +202,8 @@ class Peer:
         self.events()
 
     def send(self, *frames: bytes) -> list[Frame]:
-        """Give the connection these frames -> the frames that it sends."""
+        """Give the connection these frames, in an interval of their own -> the frames that it sends."""
+        self.conn.refill()
         self.conn.receive(b"".join(frames))
         return self.sent()
 

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from proxy.http2 import guards
 from proxy.inference import calls, status
 from proxy.inference.status import Code
 from proxy.telemetry.metrics import DURATION_BOUNDS, HANDSHAKE_RESULTS, Counters, GateCollector, Route
@@ -175,3 +176,10 @@ def test_a_route_has_a_number_for_every_code() -> None:
     route = Route("x")
     assert len(route.codes) == len(status.NAMES)
     assert len(route.buckets) == len(DURATION_BOUNDS) + 1
+
+
+def test_every_kind_of_abuse_is_there_from_the_start(page: Page) -> None:
+    for kind in guards.KINDS:
+        assert page.value("tensorgate_connection_abuse_total", kind=kind) == 0
+    page.counters.abuse[guards.RESET] += 1
+    assert page.value("tensorgate_connection_abuse_total", kind=guards.RESET) == 1

@@ -1,0 +1,41 @@
+"""What a client may do in an interval before its connection is ended: the floods of RFC 9113 section 10.5.
+
+Each kind of frame that costs the sender nothing and us something has a budget. Whoever owns the connections calls
+`refill` on those in `spenders` at regular intervals (the gate: every second), so that no clock is read here. A budget
+is far above what clients need and small enough that what it buys is no attack: some milliseconds of one processor.
+"""
+
+from typing import Final
+
+PING: Final = "ping"
+SETTINGS: Final = "settings"
+PRIORITY: Final = "priority"
+WINDOW_UPDATE: Final = "window_update"
+EMPTY_DATA: Final = "empty_data"
+UNKNOWN_FRAME: Final = "unknown_frame"
+RESET: Final = "rapid_reset"
+PROVOKED_RESET: Final = "provoked_reset"
+LARGE_HEADERS: Final = "large_headers"
+CONTINUATION: Final = "continuation"
+UNREAD: Final = "unread_replies"
+
+# Kind -> how often in one interval.
+BUDGETS: Final = {
+    # gRPC's bandwidth estimator pings ten times a second, keepalive far less often.
+    PING: 200,
+    SETTINGS: 50,
+    PRIORITY: 500,
+    # One for each frame read, for stream and connection, is what simple clients send.
+    WINDOW_UPDATE: 20_000,
+    EMPTY_DATA: 200,
+    UNKNOWN_FRAME: 200,
+    # CVE-2023-44487. Besides these, half of the streams that were opened in the interval may be reset.
+    RESET: 200,
+    # CVE-2025-8671: mistakes that we answer with RST_STREAM.
+    PROVOKED_RESET: 100,
+    # Header lists over the limit: a small block can cost milliseconds to decode.
+    LARGE_HEADERS: 10,
+}
+
+# Ended at once, not counted in an interval.
+KINDS: Final = (*BUDGETS, CONTINUATION, UNREAD)

