@@ -198,6 +198,7 @@ class Listener:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
+        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)  # first, so that no error ends the sweeping
         self.relay.refill()
         for shell in list(self._handshaking):
             session = shell.session
@@ -208,7 +209,6 @@ class Listener:
                 self._end_late_handshake(shell)
         if self._settings.timeouts.idle:
             self._close_idle_ones(now)
-        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def _end_late_handshake(self, shell: Shell) -> None:
         """TLS isn't finished in time, or HTTP/2's preface and SETTINGS, which trickle in or don't come at all."""

@@ -58,6 +58,7 @@ class Connection(Sender):
         "_queued_replies",
         "_recv_low",
         "_recv_target",
+        "_requests",
         "_spending_from",
         "_spent",
         "_trailers",
@@ -90,7 +91,8 @@ class Connection(Sender):
         self._data_end = False
         self._queued_replies = 0
         self._spent: dict[str, int] = {}
-        self._spending_from = 0  # the last stream when the interval's spending began
+        self._requests = 0  # streams that the peer has opened; identifiers may be skipped
+        self._spending_from = 0  # how many there were when the interval's spending began
         self.spenders: list[Connection] = []
         self.goaway_received = False
         self._open(header_list)
@@ -121,11 +123,11 @@ class Connection(Sender):
         spent = self._spent
         if not spent:
             self.spenders.append(self)
-            self._spending_from = self.last_remote_id
+            self._spending_from = self._requests
         total = spent[kind] = spent.get(kind, 0) + cost
         budget = guards.BUDGETS[kind]
         if total > budget:
-            opened = (self.last_remote_id - self._spending_from) // 2
+            opened = self._requests - self._spending_from
             if kind != guards.RESET or total > budget + opened // 2:
                 raise Abuse(kind, f"too much of {kind} in a short time")
 

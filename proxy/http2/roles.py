@@ -57,6 +57,7 @@ class ServerConnection(Connection):
         if stream_id > self.goaway_last:
             return  # GOAWAY said so; the client will repeat it elsewhere
         self.last_remote_id = stream_id
+        self._requests += 1
         if len(self.streams) >= self.max_streams:
             self._spend(guards.PROVOKED_RESET)
             self._reply(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))

@@ -84,8 +84,9 @@ class Relay:
     def _tick(self) -> None:
         self._timer = None
         self.begin()
-        for call in self.deadlines.due(self.now):
-            call.expire()
-        self.flush()
+        due = self.deadlines.due(self.now)
         if self.deadlines:
             self._timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._tick)
+        for call in due:
+            call.expire()
+        self.flush()

@@ -9,6 +9,7 @@ own bytes within `CALL_SECONDS`; the client then connects again and goes on.
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 import sys
@@ -16,7 +17,7 @@ import time
 
 from proxy.http2 import frames
 
-from .attack_wire import REQUEST, Address, headers, loopback, opening
+from .attack_wire import Address, headers, loopback, opening
 from .load import PREFIX
 from .measure import percentile
 
@@ -24,6 +25,7 @@ CALL_SECONDS = 5.0
 WARM_CALLS = 200
 BODY = PREFIX.pack(0, 200) + bytes(range(200))
 _WINDOW = 2**30
+_WORDS = re.compile(rb"[ -~]{6,}")  # what of a header block a reader can make sense of, undecoded
 
 
 class Lost(Exception):
@@ -45,6 +47,8 @@ class Client:
         self._stream_id = -1
         self._window = frames.DEFAULT_WINDOW  # of the connection; one small body always fits a stream's
         self._partial = b""
+        self._head = b""
+        self._body = b""
 
     def call(self) -> None:
         """One call; Lost or OSError when it fails."""
@@ -58,7 +62,8 @@ class Client:
         while (more := self._read(body)) is not None:
             body = more
         if self._body != BODY:
-            raise Lost(f"an answer of {len(self._body)} bytes instead of the {len(BODY)} sent")
+            words = " ".join(word.decode() for word in _WORDS.findall(self._head))
+            raise Lost(f"an answer of {len(self._body)} bytes instead of the {len(BODY)} sent: {words or 'no words'}")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -80,6 +85,7 @@ class Client:
             pos = stop
             if stream_id == self._stream_id and kind in (frames.DATA, frames.HEADERS):
                 body = body + payload if kind == frames.DATA else body
+                self._head = payload if kind == frames.HEADERS else self._head
                 done = done or bool(flags & frames.END_STREAM)
             elif kind in (frames.RST_STREAM, frames.GOAWAY) and not done:
                 raise Lost(f"frame type {kind}, code {frames.uint32(payload[-4:] if kind == 3 else payload, 0)}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from proxy.http2 import frames
 
 from . import attack_slow
-from .attack_wire import REQUEST, RECORD, Attack, flood, headers, ids, literal, loopback, opening
+from .attack_wire import RECORD, REQUEST, Attack, flood, headers, ids, literal, loopback, opening
 
 _CANCEL = 8
 _STREAMS = 100  # of a chunk

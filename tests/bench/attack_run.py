@@ -136,8 +136,7 @@ def run(kind: Kind, target: Target, seconds: float) -> Result:
         good, attack = (_outcome(process) for process in processes)
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
+            _end(process)
     if not good or not attack:
         problem = problem or f"{'the good client' if not good else 'the attacker'} ended without a result"
     return _result(kind, target, seconds, calm, good, attack, (before, peak, target.rss()), problem)
@@ -187,8 +186,7 @@ def _good(target: Target, seconds: float) -> dict[str, object]:
         _watch(target, [process], seconds)
         outcome = _outcome(process)
     finally:
-        process.kill()
-        process.wait()
+        _end(process)
     if not outcome or not outcome["calls"] or outcome["lost"]:
         raise ServerError(f"{target.name} doesn't serve the good client unattacked: {outcome or target.death()}")
     return outcome
@@ -227,7 +225,7 @@ def _start(module: str, *arguments: str) -> "subprocess.Popen[str]":
 def _await_ready(process: "subprocess.Popen[str]") -> None:
     assert process.stdout is not None
     if process.stdout.readline() != "ready\n":
-        raise ServerError(f"{process.args} didn't get ready")
+        raise ServerError(f"{process.args!r} didn't get ready")
 
 
 def _go(process: "subprocess.Popen[str]") -> None:
@@ -236,7 +234,7 @@ def _go(process: "subprocess.Popen[str]") -> None:
         process.stdin.write("go\n")
         process.stdin.flush()
     except BrokenPipeError:
-        raise ServerError(f"{process.args} ended before its turn") from None
+        raise ServerError(f"{process.args!r} ended before its turn") from None
 
 
 def _outcome(process: "subprocess.Popen[str]") -> dict[str, object]:
@@ -246,3 +244,11 @@ def _outcome(process: "subprocess.Popen[str]") -> dict[str, object]:
     assert process.stdout is not None
     text = process.stdout.read()
     return dict(json.loads(text)) if text else {}
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        pipe.close()

@@ -157,7 +157,7 @@ def _trickle(attack: Attack, start: bytes, slow: bytes, pace: float) -> None:
         for link in links:
             at = positions.get(link, 0)
             if at < len(slow):
-                link.send(slow[at : at + 1])
+                link.send(slow[at : at + 1], whole=False)
                 positions[link] = at + 1
                 attack.sent += 1
 

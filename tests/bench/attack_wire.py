@@ -36,7 +36,7 @@ _CODES = (
 
 
 def loopback(text: str) -> Address:
-    """"HOST:PORT" or "[v6]:PORT" -> (address, port). ValueError unless every address of the host is loopback."""
+    """HOST:PORT or [v6]:PORT -> (address, port). ValueError unless every address of the host is loopback."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise ValueError(f"{text!r} is not HOST:PORT")
@@ -89,7 +89,7 @@ def headers(stream_id: int, block: bytes = REQUEST, end: bool = False) -> bytes:
 def opening(settings: dict[int, int] | None = None, window: int = 0) -> bytes:
     """The client's preface; `window` bytes are added to the connection's receive window."""
     more = frames.window_update(0, window) if window else b""
-    return frames.PREFACE + frames.settings(settings or {}) + frames.SETTINGS_ACK + more
+    return frames.PREFACE + frames.settings(settings or {}) + more
 
 
 # -- sockets
@@ -125,7 +125,8 @@ class Attack:
         try:
             sock.connect(self.address)
         except OSError:
-            return self._refused("no TCP connection", sock)
+            self._refused("no TCP connection", sock)
+            return None
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connections += 1
         return sock
@@ -139,7 +140,8 @@ class Attack:
             tls = self.context.wrap_socket(sock, server_hostname="localhost")
             tls.sendall(start)
         except OSError:
-            return self._refused("refused in the handshake", sock)
+            self._refused("refused in the handshake", sock)
+            return None
         tls.setblocking(False)
         return Link(self, tls)
 
@@ -159,6 +161,8 @@ class Link:
         self.open = True
         self.received: Callable[[bytes], None] | None = None  # for attacks that need more than GOAWAY
         self._attack = attack
+        self._owes_ack = False
+        self._heard = False
         self._goaway = ""
         self._tail = b""
         self._how = ""
@@ -167,8 +171,15 @@ class Link:
         self._poll_out = select.poll()
         self._poll_out.register(sock, select.POLLOUT)
 
-    def send(self, data: bytes, read: bool = True) -> bool:
-        """Send all of it and, if `read`, take what has come; False when the connection or the time is over."""
+    def send(self, data: bytes, read: bool = True, whole: bool = True) -> bool:
+        """Send all of it and, if `read`, take what has come; False when the connection or the time is over.
+
+        `whole`: the data begins with a frame, so that what the connection owes may go before it.
+        """
+        if self._owes_ack and whole:
+            # Between whole frames, and not before the target's SETTINGS: some refuse an ACK that comes first.
+            self._owes_ack = False
+            data = frames.SETTINGS_ACK + data
         view = memoryview(data)
         while view and self.open:
             try:
@@ -218,6 +229,8 @@ class Link:
         self.sock.close()
 
     def _look(self, data: bytes) -> None:
+        if not self._heard:
+            self._heard = self._owes_ack = True
         text = self._tail + data if self._tail else data
         for found in _GOAWAY.finditer(text):
             code = int.from_bytes(found.group(1), "big")

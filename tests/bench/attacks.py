@@ -81,6 +81,8 @@ def _run(options: argparse.Namespace) -> int:
                 continue
             results.append(result)
             print("  ".join(_row(result)), file=sys.stderr, flush=True)
+            for why in result.lost_why:
+                print(f"    lost: {why}", file=sys.stderr, flush=True)
         if options.json:
             _write_json(options.json, facts, options.seconds, results)
     print(text(results))
@@ -94,7 +96,7 @@ def _names(options: argparse.Namespace) -> list[str]:
     for name in options.peers:
         if peers.PEERS[name].path() is None:
             raise ServerError(f"{name} isn't installed ({peers.PEERS[name].install})")
-    return names + options.peers
+    return [*names, *options.peers]
 
 
 @contextlib.contextmanager
@@ -139,7 +141,7 @@ def _row(result: Result) -> list[str]:
         _megabytes(result.growth_after),
         f"{result.attack_rate:,.0f} {result.unit}/s",
         ", ".join(result.misses()) or "none",
-        result.problem or "; ".join(f"{count} x {how}" for how, count in endings[:3]),
+        result.problem or "; ".join(f"{count} x {how}" for how, count in endings[:3]) or "none",
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from proxy.http2 import Buffer, ConnectionFault, ErrorCode, RequestHead, Stream, Trailers
 from tests.http2.wire import (
     DATA,
@@ -33,6 +35,18 @@ def test_nothing_is_read_after_a_callback_has_ended_the_connection() -> None:
     sent = peer.send(peer.request(1), ping(), peer.request(3))
     assert [(item.kind, item.code) for item in sent] == [(GOAWAY, ErrorCode.ENHANCE_YOUR_CALM)]
     assert [event[0] for event in peer.events()] == ["request", "fault"]
+
+
+@pytest.mark.xfail(strict=True, reason="DATA frames are read on, up to the next of another type")
+def test_nothing_is_read_after_data_has_ended_the_connection() -> None:
+    class Strict(Server):
+        def on_data(self, stream: Stream, chunk: Buffer, end: bool) -> None:
+            super().on_data(stream, chunk, end)
+            self.fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "no data today"))
+
+    peer = Peer(Strict())
+    peer.send(peer.request(1), data(1, b"a"), data(1, b"b"), ping())
+    assert [event[0] for event in peer.events()] == ["request", "data", "fault"]
 
 
 def test_a_request_can_be_answered_while_it_is_told() -> None:

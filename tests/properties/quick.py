@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 _EXAMPLES = os.environ.get("TENSORGATE_EXAMPLES")
 
 quick = settings(
-    max_examples=int(_EXAMPLES or 200),
+    max_examples=int(_EXAMPLES or 120),
     derandomize=_EXAMPLES is None,
     database=None,
     deadline=None,

@@ -125,6 +125,12 @@ class World:
         client = self.clients[which % 2]
         if what == "client":
             client.receive(data)
+        elif what == "call":
+            stream = client.last_remote_id + 2 if client.last_remote_id else 1
+            client.receive(beginning(stream, size // 2, which >= 2))
+        elif what == "body" and client.streams:
+            stream = list(client.streams)[which % len(client.streams)]
+            client.receive([wire.data(stream, data, size % 4 == 0), head(stream, [(b"x", b"y")], True)][size % 7 == 0])
         elif what == "connect":
             if self.pool.conn is None:
                 self.connect()
@@ -155,7 +161,7 @@ class World:
             conn.receive(data)
         elif what == "answer":
             for stream in list(conn.streams):
-                conn.receive(answer(stream, data))
+                conn.receive(answer(stream, data, len(data) + stream))
         elif what == "upstream lost":
             conn.closed = True
             conn.on_link_lost("the connection was closed")
@@ -165,6 +171,7 @@ class World:
         for conn in self.clients:
             conn.lost()
         for conn in self.upstreams:
+            assert conn.streams == {}, "what ends a call ends its upstream stream"
             conn.closed = True
             conn.on_link_lost("the end")
         self.relay.flush()
@@ -192,41 +199,63 @@ def head(stream: int, fields: list[tuple[bytes, bytes]], end: bool) -> bytes:
     return wire.frame(wire.HEADERS, wire.END_HEADERS | (wire.END_STREAM if end else 0), stream, literals(fields))
 
 
-def answer(stream: int, data: bytes) -> bytes:
+def answer(stream: int, data: bytes, kind: int) -> bytes:
     """A response of some kind, good or bad."""
-    kind = len(data) % 7
-    if kind == 0:
-        return head(stream, [*RESPONSE, *TRAILERS], True)
-    if kind == 1:
-        return head(stream, RESPONSE, True)
-    if kind == 2:
-        return head(stream, [(b":status", b"503")], len(data) % 2 == 0)
-    if kind == 3:
-        return head(stream, RESPONSE, False) + wire.data(stream, data, end=True)
-    if kind == 4:
-        return head(stream, RESPONSE, False) + wire.data(stream, data)
-    if kind == 5:
-        return wire.rst_stream(stream, len(data) % 14)
-    return head(stream, RESPONSE, False) + wire.data(stream, data) + head(stream, TRAILERS, True)
+    ok, status = head(stream, RESPONSE, False), [(b":status", b"200")]
+    kinds = (
+        head(stream, [*RESPONSE, *TRAILERS], True),
+        head(stream, RESPONSE, True),
+        head(stream, [(b":status", b"503")], False),
+        head(stream, [*status, (b"content-type", b"text/html")], True),
+        head(stream, [(b":status", b"103")], False) + ok + head(stream, TRAILERS, True),
+        ok + wire.data(stream, data, end=True),
+        ok + wire.data(stream, data),
+        ok + head(stream, [(b"x", b"y")], True),
+        ok + head(stream, [(b"Upper", b"y")], True),
+        wire.rst_stream(stream, kind % 14),
+        ok + wire.data(stream, data) + head(stream, TRAILERS, True),
+        wire.data(stream, data) + head(stream, TRAILERS, True),
+    )
+    return kinds[kind % len(kinds)]
 
 
-def requests(number: int) -> bytes:
-    """The start of a call, on stream `number`."""
-    extra = [(b"grpc-timeout", b"%dm" % number), (b"x", b"y")][number % 3 : number % 3 + 1]
-    return head(number, REQUEST + extra, number % 4 == 1)
+_HEADS = (
+    REQUEST,
+    [*REQUEST, (b"grpc-timeout", b"20m")],
+    [*REQUEST, (b"grpc-timeout", b"900m")],
+    [*REQUEST, (b"grpc-timeout", b"later")],
+    [(name, b"/echo.Echo/Echo" if name == b":path" else value) for name, value in REQUEST],
+    [(name, b"GET" if name == b":method" else value) for name, value in REQUEST],
+    [(name, b"text/html" if name == b"content-type" else value) for name, value in REQUEST],
+    [*REQUEST, (b"connection", b"close")],
+    [*REQUEST, *[(b"x", b"v" * 100)] * 500],
+)
+
+
+def beginning(stream: int, kind: int, end: bool) -> bytes:
+    """The start of a call of some kind, good or bad."""
+    block = literals(_HEADS[kind % len(_HEADS)])
+    parts = [block[at : at + 16_384] for at in range(0, len(block), 16_384)]
+    flags = wire.END_STREAM if end else 0
+    if len(parts) == 1:
+        return wire.frame(wire.HEADERS, flags | wire.END_HEADERS, stream, block)
+    out = wire.frame(wire.HEADERS, flags, stream, parts[0])
+    for part in parts[1:-1]:
+        out += wire.frame(wire.CONTINUATION, 0, stream, part)
+    return out + wire.frame(wire.CONTINUATION, wire.END_HEADERS, stream, parts[-1])
 
 
 pieces = (
     any_frame
-    | st.integers(0, 20).map(lambda number: requests(2 * number + 1))
+    | st.builds(wire.goaway, st.sampled_from([0, 1, 3, 2**31 - 1]), st.integers(0, 14), st.binary(max_size=9))
     | st.builds(wire.data, st.sampled_from([1, 3, 5, 7, 9]), st.binary(max_size=3000), st.booleans())
     | st.builds(wire.settings, st.tuples(st.just(wire.INITIAL_WINDOW_SIZE), st.sampled_from([0, 10, 70_000])))
     | st.builds(wire.window_update, st.sampled_from([0, 1, 3, 5]), st.integers(1, 5000))
 )
 kinds = st.sampled_from(
-    ["client"] * 6
-    + ["upstream", "upstream", "answer", "answer", "connect", "connect"]
-    + ["deadlines", "waited", "pause", "resume", "lost", "end", "upstream lost"]
+    ["call"] * 6
+    + ["body", "body", "client", "upstream", "answer", "answer", "answer", "connect", "connect", "deadlines"]
+    + ["waited", "pause", "resume", "lost", "end", "upstream lost"]
 )
 steps = st.lists(st.tuples(kinds, st.integers(0, 3), pieces, st.integers(0, 500)), max_size=50)
 
@@ -256,7 +285,7 @@ def test_each_call_of_a_conversation_is_counted_once(data: st.DataObject) -> Non
         for conn, text in zip(world.clients, conversations, strict=True):
             conn.receive(text[len(PREFACE) :])
             for step in order:
-                if step[0] not in ("client", "lost"):
+                if step[0] != "lost":
                     world.step(*step)
         world.finish()
 
