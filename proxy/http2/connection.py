@@ -112,6 +112,10 @@ class Connection(Sender):
     def _announced(self) -> dict[int, int]:
         raise NotImplementedError
 
+    def resume(self) -> None:
+        self._queued_replies = 0
+        super().resume()
+
     def refill(self) -> None:
         """A new interval begins."""
         self._spent.clear()
@@ -204,6 +208,8 @@ class Connection(Sender):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
             if kind == 0 and not flags & PADDED:
                 self._receive_data(stream_id & 0x7FFFFFFF, data, start, pos if pos <= end else end, length, flags & 1)
+                if self.closed:
+                    return
                 continue
             if pos > end:
                 pos = start - 9
@@ -311,9 +317,9 @@ class Connection(Sender):
         if stream is not None and not stream.remote_closed:
             # Padding counts against the windows (section 6.9.1) but goes no further: its credit returns at once.
             stream.recv_window -= overhead
-            if stream.recv_window >= 0:
-                self.credit(stream, overhead)
         self._receive_data(stream_id, body, 0, len(body), len(body), flags & END_STREAM)
+        if stream is not None and not stream.remote_closed:
+            self.credit(stream, overhead)
 
     # -- HEADERS and CONTINUATION, sections 6.2 and 6.10
 
@@ -411,7 +417,7 @@ class Connection(Sender):
         wrong_size = len(payload) != 5
         code = ErrorCode.FRAME_SIZE_ERROR if wrong_size else ErrorCode.PROTOCOL_ERROR
         reason = "PRIORITY is not 5 bytes long" if wrong_size else "a stream that depends on itself"
-        if stream_id > (self.last_remote_id if self.server else self.last_local_id):
+        if self._is_idle(stream_id):
             raise ConnectionFault(code, reason)  # RST_STREAM on an idle stream would be an error of ours
         self._fault_on(stream_id, code, reason)
 
@@ -515,13 +521,15 @@ class Connection(Sender):
 
     # -- errors
 
+    def _is_idle(self, stream_id: int) -> bool:
+        theirs = stream_id & 1 == (1 if self.server else 0)
+        return stream_id > (self.last_remote_id if theirs else self.last_local_id)
+
     def _check_not_idle(self, stream_id: int, what: str) -> None:
         """Section 5.1: an idle stream takes nothing but HEADERS and PRIORITY."""
-        theirs = stream_id & 1 == (1 if self.server else 0)
-        last = self.last_remote_id if theirs else self.last_local_id
-        if theirs and stream_id > self.goaway_last:
+        if stream_id > self.goaway_last and self.server and stream_id & 1:
             return  # one of those that GOAWAY said are ignored
-        if stream_id == 0 or stream_id > last:
+        if stream_id == 0 or self._is_idle(stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
 
     def _fault_on(self, stream_id: int, code: ErrorCode, reason: str) -> None:

@@ -82,11 +82,9 @@ def uint32(payload: bytes, offset: int = 0) -> int:
 
 
 def header_frames(stream_id: int, block: bytes, end_stream: bool, max_frame: int) -> bytes:
-    """HEADERS, and CONTINUATION frames where the block is longer than the peer's largest frame."""
+    """HEADERS and CONTINUATION frames, for a block that is longer than the largest frame."""
     length = len(block)
     flags = END_STREAM if end_stream else 0
-    if length <= max_frame:
-        return FRAME_HEADER.pack(length >> 8, length & 0xFF, HEADERS, flags | END_HEADERS, stream_id) + block
     parts = [frame(HEADERS, flags, stream_id, block[:max_frame])]
     for start in range(max_frame, length, max_frame):
         last = END_HEADERS if start + max_frame >= length else 0

@@ -72,7 +72,9 @@ def read(fields: Iterable[Field]) -> Code | None:
 
 def encode_message(text: str) -> bytes:
     """grpc-message: percent-encoded UTF-8, printable ASCII but % as it is; cut to about 1 KiB."""
-    raw = text.encode("utf-8", "replace")[:_MAX_MESSAGE]
+    raw = text.encode("utf-8", "replace")
+    if len(raw) > _MAX_MESSAGE:
+        raw = raw[:_MAX_MESSAGE].decode("utf-8", "ignore").encode()  # not in the middle of a character
     return b"".join([bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte for byte in raw])
 
 

@@ -173,7 +173,6 @@ def test_6_9_1_a_padded_frame_beyond_the_stream_window_is_a_stream_error_though_
     peer.stream_error(1, ErrorCode.FLOW_CONTROL_ERROR, padded_data(1, bytes(50), 60))
 
 
-@pytest.mark.xfail(strict=True, reason="the padding's credit opens the window for the very frame that it came in")
 def test_6_9_1_credit_for_padding_does_not_admit_the_frame_that_it_is_in(peer: Peer) -> None:
     stream = open_stream(peer)
     peer.send(*[data(1, bytes(16_384)) for _ in range(3)], data(1, bytes(16_000)))

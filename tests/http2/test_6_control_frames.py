@@ -154,7 +154,6 @@ def test_10_5_answers_that_are_read_may_be_many(peer: Peer) -> None:
         peer.alive()
 
 
-@pytest.mark.xfail(strict=True, reason="answers that were read still count when the transport fills up again")
 def test_10_5_answers_of_several_pauses_are_not_added_up(peer: Peer) -> None:
     for _ in range(3):
         peer.conn.paused = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from proxy.http2 import Buffer, ConnectionFault, ErrorCode, RequestHead, Stream, Trailers
 from tests.http2.wire import (
     DATA,
@@ -37,7 +35,6 @@ def test_nothing_is_read_after_a_callback_has_ended_the_connection() -> None:
     assert [event[0] for event in peer.events()] == ["request", "fault"]
 
 
-@pytest.mark.xfail(strict=True, reason="DATA frames are read on, up to the next of another type")
 def test_nothing_is_read_after_data_has_ended_the_connection() -> None:
     class Strict(Server):
         def on_data(self, stream: Stream, chunk: Buffer, end: bool) -> None:
