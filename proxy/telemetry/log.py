@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 logger = logging.getLogger("tensorgate")
 
 _QUEUE_LINES = 10_000
-_LINES_PER_SECOND = 10
+_LINES_PER_SECOND = 50
 
 
 def printable(text: str) -> str:

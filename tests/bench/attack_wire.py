@@ -6,7 +6,6 @@ Loopback only: whoever connects here checks with `loopback` first.
 import contextlib
 import ipaddress
 import itertools
-import re
 import select
 import socket
 import ssl
@@ -25,9 +24,7 @@ HANDSHAKE_SECONDS = 5.0
 _KEPT_CHUNKS = 2000
 RECORD = 16_384  # bytes of a TLS record: chunks of about this size cost the attacker least
 
-# A GOAWAY frame: length of at least 8 and at most 16 KiB, type, flags, stream 0, last stream, code.
-_GOAWAY = re.compile(rb"\x00[\x00-\x40].\x07\x00\x00\x00\x00\x00.{4}(.{4})", re.DOTALL)
-_GOAWAY_BYTES = 17
+_GOAWAY_BYTES = 17  # of a GOAWAY frame, up to its code
 _CODES = (
     "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT", "STREAM_CLOSED",
     "FRAME_SIZE_ERROR", "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR", "ENHANCE_YOUR_CALM",
@@ -164,7 +161,8 @@ class Link:
         self._owes_ack = False
         self._heard = False
         self._goaway = ""
-        self._tail = b""
+        self._skip = 0  # bytes left of a frame that is of no interest
+        self._partial = b""
         self._how = ""
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN | select.POLLOUT)
@@ -231,13 +229,23 @@ class Link:
     def _look(self, data: bytes) -> None:
         if not self._heard:
             self._heard = self._owes_ack = True
-        text = self._tail + data if self._tail else data
-        for found in _GOAWAY.finditer(text):
-            code = int.from_bytes(found.group(1), "big")
-            self._goaway = _CODES[code] if code < len(_CODES) else hex(code)
-        self._tail = text[1 - _GOAWAY_BYTES :]
         if self.received is not None:
             self.received(data)
+        data = self._partial + data
+        self._partial = b""
+        unpack = frames.FRAME_HEADER.unpack_from
+        pos, end = self._skip, len(data)
+        while end - pos >= 9:
+            high, low, kind, _, _ = unpack(data, pos)
+            stop = pos + 9 + (high << 8 | low)
+            if kind == frames.GOAWAY:
+                if end - pos < _GOAWAY_BYTES:
+                    break
+                code = frames.uint32(data, pos + 13)
+                self._goaway = _CODES[code] if code < len(_CODES) else hex(code)
+            pos = stop
+        self._skip = max(0, pos - end)
+        self._partial = data[pos:]
 
     def _end(self, how: str) -> None:
         self.open = False
