@@ -24,9 +24,9 @@ BUDGETS: Final = {
     # gRPC's bandwidth estimator pings ten times a second, keepalive far less often.
     PING: 200,
     SETTINGS: 50,
-    PRIORITY: 500,
+    PRIORITY: 200,
     # One for each frame read, for stream and connection, is what simple clients send.
-    WINDOW_UPDATE: 20_000,
+    WINDOW_UPDATE: 5_000,
     EMPTY_DATA: 200,
     UNKNOWN_FRAME: 200,
     # CVE-2023-44487. Besides these, half of the streams that were opened in the interval may be reset.

@@ -186,6 +186,13 @@ class Downstream(ServerConnection):
             return
         if facts.timeout is not None:
             relay.add_deadline(call, facts.timeout)
+        if self._spent:
+            # A client that has just reset streams may do so again with its next frame. What it opens and resets in one
+            # read must not reach the upstream, which would end the connection that others share (CVE-2023-44487).
+            call.held = Backlog()
+            call.held.end = end
+            relay.deferred.append(call)
+            return
         conn = relay.pool.pick()
         if conn is not None:
             partner = conn.open_stream(facts.forward, end)
@@ -202,9 +209,20 @@ class Downstream(ServerConnection):
             self.send_data(call, facts.refusal_body, end=True)
         call.finish(facts.refusal_code)
 
+    def start_deferred(self, call: Call) -> None:
+        """The read that a call came with is parsed, and the call still stands."""
+        conn = self.relay.pool.pick()
+        if conn is not None:
+            call.connected(conn)
+        else:
+            self._queue_up(call)
+
     def _wait(self, call: Call, end: bool) -> None:
         call.held = Backlog()
         call.held.end = end
+        self._queue_up(call)
+
+    def _queue_up(self, call: Call) -> None:
         pool = self.relay.pool
         if not pool.wait(call):
             call.answer(
@@ -267,6 +285,7 @@ class Downstream(ServerConnection):
     def on_connection_fault(self, fault: ConnectionFault) -> None:
         if isinstance(fault, Abuse):
             self.relay.counters.abuse[fault.kind] += 1
+            self.relay.remember_abuse(self.peer_name.rpartition(":")[0])
         throttled(logging.INFO, "connection errors", "%s: closed with GOAWAY: %s", self.peer_name, fault)
         self.lost()
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tensorgate")
 
+_MISBEHAVED = 10_000
+_REMEMBERED_SECONDS = 10.0
+
 
 class Wire(Protocol):
     """Where a connection's output goes."""
@@ -43,6 +46,8 @@ class Relay:
         self.deadlines: Deadlines[Call] = Deadlines()
         self.now = monotonic()
         self.pool: Pool
+        self.deferred: list[Call] = []  # calls that go upstream when the read they came with is parsed
+        self.misbehaved: dict[str, float] = {}  # address -> until when its new connections have to wait
         self.held_bytes = 0  # of calls that wait for an upstream connection
         self._timer: asyncio.TimerHandle | None = None
 
@@ -52,6 +57,8 @@ class Relay:
 
     def flush(self) -> None:
         """Write the output of every connection that has any, once; close those that have ended."""
+        if self.deferred:
+            self._start_deferred()
         wake = self.wake
         while wake:
             batch = wake[:]
@@ -70,11 +77,23 @@ class Relay:
                     log.exception("internal error while writing; the connection is closed")
                     wire.abort()
 
+    def _start_deferred(self) -> None:
+        deferred, self.deferred = self.deferred, []
+        for call in deferred:
+            if not call.done and call.held is not None:
+                call.conn.start_deferred(call)
+
     def refill(self) -> None:
         """A second has passed: budgets of http2.guards are full again."""
         for conn in self.spenders:
             conn.refill()
         self.spenders.clear()
+
+    def remember_abuse(self, address: str) -> None:
+        """A connection from this address was ended for abuse: its next ones start slowly, see `Listener`."""
+        if len(self.misbehaved) >= _MISBEHAVED:
+            self.misbehaved.clear()
+        self.misbehaved[address] = self.now + _REMEMBERED_SECONDS
 
     def add_deadline(self, call: Call, seconds: float) -> None:
         self.deadlines.add(call, self.now + seconds)

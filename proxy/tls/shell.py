@@ -71,6 +71,7 @@ class Shell(asyncio.BufferedProtocol):
         "_closing",
         "_cut",
         "_got_data",
+        "_hold",
         "_host",
         "_incoming",
         "_linger",
@@ -94,6 +95,7 @@ class Shell(asyncio.BufferedProtocol):
         self._got_data = False
         self._linger: asyncio.TimerHandle | None = None
         self.session: Session | None = None
+        self._hold = 0.0
         self.peer_name = "?"
         self.since = 0.0
         self.idle_mark = 0  # for the listener: the last stream seen when it looked for idle connections
@@ -122,6 +124,8 @@ class Shell(asyncio.BufferedProtocol):
         elif self._tls is not None:
             self._incoming.write(_read_buffer[:nbytes])
             self._handshake()
+        elif self._hold:
+            self._held_back(bytes(_read_buffer[:nbytes]))
         else:
             self._begin(bytes(_read_buffer[:nbytes]))
 
@@ -329,6 +333,22 @@ class Shell(asyncio.BufferedProtocol):
         except ssl.SSLError:
             pass  # SSLWantReadError: the client's own has not come, and nobody waits for it
         self._send_outgoing()
+
+    def hold(self, seconds: float) -> None:
+        """Let the handshake wait for so long once its first bytes have come."""
+        self._hold = seconds
+
+    def _held_back(self, data: bytes) -> None:
+        self._start += data
+        if self._transport is not None:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(self._hold, self._let_go)
+
+    def _let_go(self) -> None:
+        self._hold = 0.0
+        if self._transport is not None and not self._closing:
+            self._transport.resume_reading()
+            self._begin(b"")
 
     def abort(self) -> None:
         """End the connection now."""

@@ -148,8 +148,8 @@ def _repeat(
     attack: Attack, data: bytes, start: bytes | None = None, units: int = 1, read: bool = True, whole: bool = True
 ) -> None:
     times = max(1, RECORD // len(data))
-    whole = data * times
-    flood(attack, lambda number: whole, units * times, start, read, whole)
+    chunk = data * times
+    flood(attack, lambda number: chunk, units * times, start, read, whole)
 
 
 # -- HPACK
