@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
 from proxy.http2 import frames, guards, settings
-from proxy.http2.errors import Abuse, ConnectionFault, ErrorCode, HeaderListTooLarge, HpackFault
+from proxy.http2.errors import Abuse, ConnectionFault, ErrorCode, HeaderBomb, HeaderListTooLarge, HpackFault
 from proxy.http2.frames import ACK, DEFAULT_MAX_FRAME, END_HEADERS, END_STREAM, FRAME_HEADER, MAX_WINDOW, PADDED
 from proxy.http2.headers import (
     HeaderBlock,
@@ -375,6 +375,8 @@ class Connection(Sender):
             result = intern(decoder.decode(block))
         except HpackFault as fault:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(fault)) from None
+        except HeaderBomb as bomb:
+            raise Abuse(guards.LARGE_HEADERS, str(bomb)) from None
         except HeaderListTooLarge:
             self._spend(guards.LARGE_HEADERS)
         if decoder.generation != generation:

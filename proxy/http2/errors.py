@@ -51,5 +51,9 @@ class HpackFault(Exception):
     """A header block that can't be decoded. The compression state is lost: always a connection error."""
 
 
+class HeaderBomb(Exception):
+    """A block that decodes to so much that it isn't decoded to its end: an attack, so a connection error."""
+
+
 class HeaderListTooLarge(Exception):
     """The decoded header list is over the limit. The block was decoded to its end: the state is intact."""

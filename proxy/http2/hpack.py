@@ -11,7 +11,7 @@ others, and a block once encoded stays valid until the next insertion, of which 
 from collections.abc import Iterable
 
 from proxy.http2 import huffman
-from proxy.http2.errors import HeaderListTooLarge, HpackFault
+from proxy.http2.errors import HeaderBomb, HeaderListTooLarge, HpackFault
 
 Field = tuple[bytes, bytes]
 
@@ -93,6 +93,8 @@ ENTRY_OVERHEAD = 32  # section 4.1
 DEFAULT_TABLE_SIZE = 4096
 _MAX_INTEGER = 2**24  # far above any legal index, length or table size here; more is an attack
 
+_BOMB_BYTES = 1_048_576  # a list so far over the limit is no mistake
+
 _MEMO_ENTRIES = 512
 _MEMO_VALUE_BYTES = 512
 _huffman_memo: dict[bytes, bytes] = {}
@@ -160,8 +162,8 @@ class Decoder:
     def decode(self, block: bytes) -> list[Field]:
         """All fields of a block, in order.
 
-        HpackFault for what can't be decoded; HeaderListTooLarge when the list is over the limit, after the whole
-        block was decoded, so that the connection can go on.
+        HpackFault for what can't be decoded; HeaderBomb for far too much; HeaderListTooLarge when the list is over the
+        limit, after the whole block was decoded, so that the connection can go on.
         """
         try:
             return self._decode(block)
@@ -193,6 +195,8 @@ class Decoder:
             total += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
             if total <= limit:
                 fields.append(field)
+            elif total > limit + _BOMB_BYTES:
+                raise HeaderBomb(f"a header block that decodes to {_BOMB_BYTES} bytes more than the limit of {limit}")
         if total > limit:
             raise HeaderListTooLarge(f"{total} bytes of header fields, the limit is {limit}")
         return fields

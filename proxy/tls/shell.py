@@ -131,7 +131,7 @@ class Shell(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """Closing a TCP connection without close_notify may cut a message short, but HTTP/2 frames say so."""
-        if self._tls is not None and self.session is None and not self._closing:
+        if (self._tls is not None or self._start) and self.session is None and not self._closing:
             self._fail(reasons.CLOSED_BY_CLIENT)
         elif self.session is not None and not self._got_data and not self._closing:
             self._host.failed(self, reasons.NO_PREFACE)
@@ -172,13 +172,18 @@ class Shell(asyncio.BufferedProtocol):
             if self._transport is not None and (answer := _PLAINTEXT_ANSWERS.get(reason[0])):
                 self._transport.write(answer)
             self._fail(reason)
-        elif self._start[0] == reasons.HANDSHAKE_RECORD:
+        elif self._start[0] == reasons.HANDSHAKE_RECORD and self._has_hello():
             self._incoming = ssl.MemoryBIO()
             self._outgoing = ssl.MemoryBIO()
             self._tls = self._host.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
             self._incoming.write(self._start)
             self._start = b""
             self._handshake()
+
+    def _has_hello(self) -> bool:
+        """The first record is whole. OpenSSL's state for a connection is large, a part of a ClientHello is not."""
+        start = self._start
+        return len(start) >= 5 and len(start) >= min(5 + int.from_bytes(start[3:5], "big"), _RECORD_BYTES)
 
     def _handshake(self) -> None:
         assert self._tls is not None
@@ -378,7 +383,7 @@ class Shell(asyncio.BufferedProtocol):
             transport.abort()
 
     def _report_early_end(self) -> None:
-        if self.session is None and self._tls is not None:
+        if self.session is None and (self._tls is not None or self._start):
             self._host.failed(self, reasons.CLOSED_BY_CLIENT)
         elif self.session is not None and not self._got_data:
             self._host.failed(self, reasons.NO_PREFACE)

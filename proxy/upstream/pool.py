@@ -123,7 +123,8 @@ class Pool:
         if link in self.links:
             self.links.remove(link)
             self.last_error = why
-            if asyncio.get_running_loop().time() - self._connected_at > _STABLE_SECONDS:
+            lived = asyncio.get_running_loop().time() - self._connected_at
+            if lived > _STABLE_SECONDS or (link.orderly and link.conn.last_local_id):
                 self._backoff = 0.0
             else:
                 self._back_off()  # it accepts connections only to drop them

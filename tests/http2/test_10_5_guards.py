@@ -213,3 +213,14 @@ def test_10_5_an_upstream_has_no_budget(flood: bytes) -> None:
     peer.conn.receive(flood * 11_000)
     peer.sent()
     peer.alive()
+
+
+def test_10_5_1_a_header_bomb_ends_the_connection() -> None:
+    """One large field put into the table, then a few hundred bytes that each stand for it."""
+    peer = server()
+    large = b"\x40\x01x\x7f" + bytes((3800 - 127 & 0x7F | 0x80, 3800 - 127 >> 7)) + b"v" * 3800
+    peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, large + b"\xbe" * 400))
+    assert peer.conn.closed
+    assert isinstance(peer.conn.fault, Abuse)
+    assert peer.conn.fault.kind == guards.LARGE_HEADERS
+    assert peer.conn.fault.code == ErrorCode.ENHANCE_YOUR_CALM
