@@ -93,6 +93,7 @@ ENTRY_OVERHEAD = 32  # section 4.1
 DEFAULT_TABLE_SIZE = 4096
 _MAX_INTEGER = 2**24  # far above any legal index, length or table size here; more is an attack
 
+MAX_FIELDS = 256  # each is looked at one by one, so that thousands of tiny ones cost more than their bytes say
 _BOMB_BYTES = 1_048_576  # a list so far over the limit is no mistake
 
 _MEMO_ENTRIES = 512
@@ -199,6 +200,8 @@ class Decoder:
                 raise HeaderBomb(f"a header block that decodes to {_BOMB_BYTES} bytes more than the limit of {limit}")
         if total > limit:
             raise HeaderListTooLarge(f"{total} bytes of header fields, the limit is {limit}")
+        if len(fields) > MAX_FIELDS:
+            raise HeaderListTooLarge(f"{len(fields)} header fields, the limit is {MAX_FIELDS}")
         return fields
 
     def _literal(self, block: bytes, pos: int, prefix: int) -> tuple[Field, int]:

@@ -23,6 +23,7 @@ from proxy.http2 import (
     Trailers,
     error_name,
 )
+from proxy.http2.hpack import MAX_FIELDS
 from proxy.identity import Identity
 from proxy.inference import status
 from proxy.inference.calls import OTHER_METHOD
@@ -232,7 +233,10 @@ class Downstream(ServerConnection):
 
     def on_request_too_large(self, call: Stream, limit: int) -> None:
         assert isinstance(call, Call)
-        call.answer(Code.RESOURCE_EXHAUSTED, f"the request's headers exceed {limit} bytes (limits.header_list_bytes)")
+        call.answer(
+            Code.RESOURCE_EXHAUSTED,
+            f"the request's headers exceed {limit} bytes (limits.header_list_bytes) or {MAX_FIELDS} fields",
+        )
 
     def on_stream_closed(self, call: Stream) -> None:
         assert isinstance(call, Call)
