@@ -158,13 +158,9 @@ class Listener:
         shell.since = asyncio.get_running_loop().time()
         self._shells[shell] = None
         self._handshaking[shell] = None
-        misbehaved = self.relay.misbehaved
-        if misbehaved and (until := misbehaved.get(shell.peer_name.rpartition(":")[0])) is not None:
-            if until > shell.since:
-                # Whoever was just cut off for abuse and comes again at once would have us do handshakes without end.
-                shell.hold(_SLOW_START_SECONDS)
-            else:
-                del misbehaved[shell.peer_name.rpartition(":")[0]]
+        if self.relay.has_misbehaved(shell.peer_name):
+            # Whoever was just cut off for abuse and comes again at once would have us do handshakes without end.
+            shell.hold(_SLOW_START_SECONDS)
 
     def established(self, shell: Shell, tls: ssl.SSLObject) -> Session | Reason:
         if tls.selected_alpn_protocol() != "h2":

@@ -1,21 +1,8 @@
 """The one error that a client sees: a code and a sentence. Protocol-independent; services translate it."""
 
-from enum import IntEnum
+from proxy.inference.status import Code
 
-
-class Code(IntEnum):
-    """What kind of failure it was; names and numbers are those of gRPC, in which most clients see them."""
-
-    OK = 0
-    CANCELLED = 1
-    UNKNOWN = 2
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    NOT_FOUND = 5
-    RESOURCE_EXHAUSTED = 8
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
+__all__ = ["Code", "InferenceError", "LoadError", "description", "invalid"]
 
 
 class InferenceError(Exception):

@@ -289,7 +289,7 @@ class Downstream(ServerConnection):
     def on_connection_fault(self, fault: ConnectionFault) -> None:
         if isinstance(fault, Abuse):
             self.relay.counters.abuse[fault.kind] += 1
-            self.relay.remember_abuse(self.peer_name.rpartition(":")[0])
+            self.relay.remember_abuse(self.peer_name)
         throttled(logging.INFO, "connection errors", "%s: closed with GOAWAY: %s", self.peer_name, fault)
         self.lost()
 

@@ -24,6 +24,11 @@ _MISBEHAVED = 10_000
 _REMEMBERED_SECONDS = 10.0
 
 
+def _address(peer_name: str) -> str:
+    """The address of "ADDRESS:PORT"."""
+    return peer_name.rpartition(":")[0]
+
+
 class Wire(Protocol):
     """Where a connection's output goes."""
 
@@ -47,7 +52,7 @@ class Relay:
         self.now = monotonic()
         self.pool: Pool
         self.deferred: list[Call] = []  # calls that go upstream when the read they came with is parsed
-        self.misbehaved: dict[str, float] = {}  # address -> until when its new connections have to wait
+        self._misbehaved: dict[str, float] = {}  # address -> until when its new connections have to wait
         self.held_bytes = 0  # of calls that wait for an upstream connection
         self._timer: asyncio.TimerHandle | None = None
 
@@ -89,11 +94,24 @@ class Relay:
             conn.refill()
         self.spenders.clear()
 
-    def remember_abuse(self, address: str) -> None:
-        """A connection from this address was ended for abuse: its next ones start slowly, see `Listener`."""
-        if len(self.misbehaved) >= _MISBEHAVED:
-            self.misbehaved.clear()
-        self.misbehaved[address] = self.now + _REMEMBERED_SECONDS
+    def remember_abuse(self, peer_name: str) -> None:
+        """A client's connection was ended for abuse: the next ones from its address start slowly, see `Listener`."""
+        if len(self._misbehaved) >= _MISBEHAVED:
+            self._misbehaved.clear()
+        self._misbehaved[_address(peer_name)] = self.now + _REMEMBERED_SECONDS
+
+    def has_misbehaved(self, peer_name: str) -> bool:
+        """Whether a connection from this client's address was ended for abuse a short time ago."""
+        if not self._misbehaved:
+            return False
+        address = _address(peer_name)
+        until = self._misbehaved.get(address)
+        if until is None:
+            return False
+        if until <= monotonic():
+            del self._misbehaved[address]
+            return False
+        return True
 
     def add_deadline(self, call: Call, seconds: float) -> None:
         self.deadlines.add(call, self.now + seconds)
