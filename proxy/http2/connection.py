@@ -92,7 +92,7 @@ class Connection(Sender):
         self._queued_replies = 0
         self._spent: dict[str, int] = {}
         self._requests = 0  # streams that the peer has opened; identifiers may be skipped
-        self._spending_from = 0  # how many there were when the interval's spending began
+        self._spending_from = (0, 0)  # these and DATA frames sent, when the interval's spending began
         self.spenders: list[Connection] = []
         self.goaway_received = False
         self._open(header_list)
@@ -127,12 +127,16 @@ class Connection(Sender):
         spent = self._spent
         if not spent:
             self.spenders.append(self)
-            self._spending_from = self._requests
+            self._spending_from = (self._requests, self.data_sent)
         total = spent[kind] = spent.get(kind, 0) + cost
         budget = guards.BUDGETS[kind]
         if total > budget:
-            opened = self._requests - self._spending_from
-            if kind != guards.RESET or total > budget + opened // 2:
+            requests, data_sent = self._spending_from
+            if kind == guards.RESET:
+                budget += (self._requests - requests) // 2
+            elif kind == guards.WINDOW_UPDATE:
+                budget += 2 * (self.data_sent - data_sent)
+            if total > budget:
                 raise Abuse(kind, f"too much of {kind} in a short time")
 
     # -- for subclasses above the core

@@ -25,7 +25,7 @@ BUDGETS: Final = {
     PING: 200,
     SETTINGS: 50,
     PRIORITY: 200,
-    # One for each frame read, for stream and connection, is what simple clients send.
+    # Besides these, two for each DATA frame that we sent: a simple client answers each, for stream and connection.
     WINDOW_UPDATE: 5_000,
     EMPTY_DATA: 200,
     UNKNOWN_FRAME: 200,

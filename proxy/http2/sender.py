@@ -38,6 +38,7 @@ class Sender:
         "blocked",
         "closed",
         "credit_step",
+        "data_sent",
         "dirty",
         "goaway_last",
         "last_local_id",
@@ -59,6 +60,7 @@ class Sender:
         self.out: list[Buffer] = []
         self.out_size = 0
         self.dirty = False
+        self.data_sent = 0  # DATA frames
         self.paused = False
         self.closed = False
         self.goaway_last = frames.MAX_STREAM_ID  # streams above it are ignored
@@ -164,6 +166,7 @@ class Sender:
         self.out.append(_pack(size >> 8, size & 0xFF, DATA, 1 if end else 0, stream.id))
         self.out.append(chunk)
         self.out_size += size + 9
+        self.data_sent += 1
         if not self.dirty:
             self.dirty = True
             self.wake.append(self)
@@ -210,6 +213,7 @@ class Sender:
         size = len(chunk)
         stream.send_window -= size
         self.send_window -= size
+        self.data_sent += 1
         end = backlog.end and not chunks
         if size or end:
             self._emit(_pack(size >> 8, size & 0xFF, DATA, END_STREAM if end else 0, stream.id) + chunk)
