@@ -14,13 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import uvloop
-from cryptography import x509
 from prometheus_client import CollectorRegistry
 
-from proxy import __version__
+from proxy import __version__, identity
 from proxy.admin import Admin
-from proxy.config.check import warnings
-from proxy.config.model import Settings
+from proxy.config.apart import Checked
 from proxy.listener import Listener
 from proxy.relay.relay import Relay
 from proxy.relay.upstream import Upstream
@@ -46,11 +44,11 @@ _LAST_WORDS_SECONDS = 1.5
 class Gate:
     """A running gate."""
 
-    def __init__(self, settings: Settings, context: ssl.SSLContext) -> None:
-        self.settings = settings
+    def __init__(self, checked: Checked, context: ssl.SSLContext) -> None:
+        self.settings = settings = checked.settings
         self.counters = Counters()
-        self.relay = Relay(self.counters, settings.limits, settings.log.access)
-        self.expiries = _expiries(settings)
+        self.relay = Relay(self.counters, settings.limits, settings.log.access, settings.timeouts)
+        self.expiries = checked.expiries
         self.listener = Listener(
             settings, context, self.relay, self.counters, lambda: self.expiries.get("server", math.inf)
         )
@@ -153,33 +151,21 @@ class Gate:
         return [] if pool is None else [(str(pool.address), len(pool.links), pool.connecting)]
 
 
-def _expiries(settings: Settings) -> dict[str, float]:
-    """When the certificates in use expire. A CA file may hold several: the first to expire counts."""
-    expiries = {}
-    for name, path in (("server", settings.tls.cert_file), ("ca", settings.tls.ca_file)):
-        if path is None:
-            continue
-        found = x509.load_pem_x509_certificates(path.read_bytes())
-        chosen = found[:1] if name == "server" else found
-        expiries[name] = min(certificate.not_valid_after_utc.timestamp() for certificate in chosen)
-    return expiries
-
-
-async def _run(settings: Settings, context: ssl.SSLContext) -> int:
+async def _run(checked: Checked, context: ssl.SSLContext) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.put_nowait, number)
     loop.add_signal_handler(signal.SIGHUP, _log.warning, "HUP: certificates are read at the start only; restart")
     loop.set_exception_handler(_unexpected)
-    gate = Gate(settings, context)
+    gate = Gate(checked, context)
     hurry = False
     try:
         await gate.start()
-        await _announce(gate, stop)
+        await _announce(gate, checked.warnings, stop)
         number = await stop.get()
         # Ctrl-C is a person who waits; TERM an orchestrator, which needs the delay to send its clients elsewhere.
-        drain = spawn(gate.drain(settings.drain.delay if number is signal.SIGTERM else 0), "drain")
+        drain = spawn(gate.drain(gate.settings.drain.delay if number is signal.SIGTERM else 0), "drain")
         second = spawn(stop.get(), "second signal")
         await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
         hurry = not drain.done()
@@ -200,10 +186,10 @@ def _unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
     log_setup.throttled(logging.ERROR, "internal errors", "internal error: %s", context.get("message"), error=error)
 
 
-async def _announce(gate: Gate, stop: asyncio.Queue[signal.Signals]) -> None:
+async def _announce(gate: Gate, warnings: list[str], stop: asyncio.Queue[signal.Signals]) -> None:
     """Say what is served. With the embedded backend, once it answers: a line that says ready must be true."""
     settings = gate.settings
-    for warning in warnings(settings):
+    for warning in warnings:
         _log.warning("%s", warning)
     if settings.tls.client_auth == "none":
         _log.warning("tls.client_auth is none: whoever reaches the port may call every model")
@@ -240,8 +226,9 @@ def _raise_file_limit(connections: int) -> None:
         )
 
 
-def serve(settings: Settings) -> int:
+def serve(checked: Checked) -> int:
     """Run a gate until it is told to end; the exit code."""
+    settings = checked.settings
     try:
         context = server_context(settings.tls)
     except (OSError, ValueError) as error:
@@ -249,7 +236,9 @@ def serve(settings: Settings) -> int:
         return EXIT_CONFIG
     lines = log_setup.start(settings.log.level, settings.log.format)
     _raise_file_limit(settings.limits.connections)
+    if settings.tls.client_auth != "none":
+        identity.prepare()
     try:
-        return uvloop.run(_run(settings, context))
+        return uvloop.run(_run(checked, context))
     finally:
         lines.stop()

@@ -53,7 +53,9 @@ def _complain(lines: Sequence[str]) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from proxy.config.load import ConfigError, load, port_faults
+    from proxy.config.apart import CheckFailed, load_apart
+    from proxy.config.model import ConfigError
+    from proxy.config.ports import port_faults
 
     overrides = {
         "grpc_port": arguments.grpc_port,
@@ -62,22 +64,26 @@ def _serve(arguments: argparse.Namespace) -> int:
         "log.level": arguments.log_level,
     }
     try:
-        settings = load(arguments.config, overrides=overrides)
-        faults = port_faults(settings)
+        checked = load_apart(arguments.config, overrides)
+        faults = port_faults(checked.settings)
     except ConfigError as error:
         faults = error.faults
+    except CheckFailed as failure:
+        _complain([f"tensorgate: {failure}; nothing was started"])
+        return FAILED
     if faults:
         return _refuse(arguments.config, faults, "nothing was started")
-    if settings.model_repository_path is not None and _lacks_extra("backend", "model_repository_path"):
+    if checked.settings.model_repository_path is not None and _lacks_extra("backend", "model_repository_path"):
         return FAILED
     from proxy.app import serve
 
-    return serve(settings)
+    return serve(checked)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from proxy.config.check import warnings
-    from proxy.config.load import ConfigError, resolve
+    from proxy.config.load import resolve
+    from proxy.config.model import ConfigError
     from proxy.config.report import lines
 
     try:

@@ -30,7 +30,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from proxy.config import pem
-from proxy.config.load import PREFIX, ConfigError, load, port_faults
+from proxy.config.load import PREFIX, ConfigError, load
+from proxy.config.ports import port_faults
 from proxy.tls import pki
 
 _START_SECONDS = 60.0  # the backend loads its models first, on a slow machine too

@@ -8,9 +8,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
 _MAX_NAMES = 64  # a certificate may carry thousands of names; nobody's identity needs them
 
 
@@ -32,8 +29,18 @@ class Identity:
         return f"dns:{self.dns_names[0]}" if self.dns_names else f"sha256:{self.fingerprint}"
 
 
+def prepare() -> None:
+    """Load what reads certificates, 7 MB, at the start and not while the first client waits.
+
+    A gate that asks for no certificates never needs it.
+    """
+    from cryptography import x509  # noqa: F401
+
+
 def from_certificate(der: bytes) -> Identity:
     """Read a DER certificate. ValueError where it can't be parsed: the caller must refuse such a client."""
+    from cryptography import x509
+
     try:
         return _read(der)
     except (x509.UnsupportedGeneralNameType, x509.DuplicateExtension, x509.InvalidVersion, TypeError) as error:
@@ -41,6 +48,9 @@ def from_certificate(der: bytes) -> Identity:
 
 
 def _read(der: bytes) -> Identity:
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
     certificate = x509.load_der_x509_certificate(der)
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     dns: list[str] = []

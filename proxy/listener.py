@@ -48,7 +48,7 @@ class Listener:
         self.flush: Callable[[], None] = relay.flush
         self.port = 0
         self._settings = settings
-        self._counters = counters
+        self.counters = counters
         self._shells: dict[Shell, None] = {}
         self._handshaking: dict[Shell, None] = {}  # in the order of their beginning
         self._servers: list[asyncio.Server] = []
@@ -141,7 +141,7 @@ class Listener:
     # -- tls.shell.Host
 
     def opened(self, shell: Shell) -> None:
-        counters = self._counters
+        counters = self.counters
         counters.connections_total += 1
         if len(self._shells) >= self._settings.limits.connections:
             counters.connections_refused += 1
@@ -176,13 +176,13 @@ class Listener:
 
     def proved(self, shell: Shell) -> None:
         """The first bytes have come behind the handshake: the client accepts our certificate and host name."""
-        self._counters.handshakes["ok"] += 1
+        self.counters.handshakes["ok"] += 1
 
     def failed(self, shell: Shell, reason: Reason) -> None:
         if reason is reasons.CLOSED_BY_CLIENT and time.time() > self._certificate_expiry():
             reason = reasons.EXPIRED  # gRPC clients send no alert; but this they can't have liked
         label, words = reason
-        self._counters.handshakes[label] += 1
+        self.counters.handshakes[label] += 1
         throttled(logging.WARNING, "failed handshakes", "%s: TLS: %s [%s]", shell.peer_name, words, label)
 
     def unread(self, shell: Shell, limit: int) -> None:
@@ -192,10 +192,6 @@ class Listener:
         self._shells.pop(shell, None)
         self._handshaking.pop(shell, None)
         self._idle_since.pop(shell, None)
-
-    def count(self, received: int, sent: int) -> None:
-        self._counters.downstream_received += received
-        self._counters.downstream_sent += sent
 
     # -- time
 

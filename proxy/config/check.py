@@ -110,6 +110,17 @@ def warnings(settings: Settings, now: datetime | None = None) -> list[str]:
     return found
 
 
+def expiries(settings: Settings) -> dict[str, float]:
+    """When the certificates in use expire. A CA file may hold several: the first to expire counts."""
+    found = {"server": pem.read_certificates(settings.tls.cert_file)[:1]}
+    if settings.tls.ca_file is not None:
+        found["ca"] = pem.read_certificates(settings.tls.ca_file)
+    return {
+        name: min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
+        for name, certificates in found.items()
+    }
+
+
 def _server_certificate_warnings(path: Path, now: datetime) -> list[str]:
     chain = pem.read_certificates(path)
     leaf = chain[0]

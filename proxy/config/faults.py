@@ -9,10 +9,10 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from proxy.config.model import Leaf, Section, Settings, holds_key_material, leaves, section_of
+from proxy.config.fields import Key, Section, keys
+from proxy.config.model import Leaf, Settings, holds_key_material, leaves
 
 _SHOWN_MAX = 60
 
@@ -37,55 +37,53 @@ def flat_keys(content: Mapping[Any, Any], found: list[str]) -> tuple[dict[str, o
 
 
 def _is_broken_section(name: object, value: object) -> bool:
-    field = Settings.model_fields.get(name) if isinstance(name, str) else None
-    return field is not None and section_of(field)[0] is not None and not isinstance(value, Mapping | None)
+    field = keys(Settings).get(name) if isinstance(name, str) else None
+    return field is not None and field.section is not None and not isinstance(value, Mapping | None)
 
 
 def _known(
-    content: Mapping[Any, Any], model: type[Section], prefix: str, found: list[str]
+    content: Mapping[Any, Any], section: type[Section], prefix: str, found: list[str]
 ) -> Iterator[tuple[str, object]]:
     for name, value in content.items():
-        field = model.model_fields.get(name) if isinstance(name, str) else None
+        field = keys(section).get(name) if isinstance(name, str) else None
         if field is None:
-            found.append(_unknown_key(prefix, name, model))
-            continue
-        section, _ = section_of(field)
-        if section is None:
+            found.append(_unknown_key(prefix, name, section))
+        elif field.section is None:
             yield prefix + name, value
         elif isinstance(value, Mapping):
-            yield from _known(value, section, f"{prefix}{name}.", found)
+            yield from _known(value, field.section, f"{prefix}{name}.", found)
         elif value is not None:  # a section whose keys are all commented out is as good as absent
-            keys = ", ".join(section.model_fields)
-            found.append(f"{prefix}{name}: {shown(value)} is not a mapping; give its keys on indented lines: {keys}")
+            names = ", ".join(keys(field.section))
+            found.append(f"{prefix}{name}: {shown(value)} is not a mapping; give its keys on indented lines: {names}")
 
 
-def _unknown_key(prefix: str, name: object, model: type[Section]) -> str:
+def _unknown_key(prefix: str, name: object, section: type[Section]) -> str:
     if not isinstance(name, str):
-        return f"{prefix}{name}: is not a key (a key is text); known here: {', '.join(model.model_fields)}"
+        return f"{prefix}{name}: is not a key (a key is text); known here: {', '.join(keys(section))}"
     if not prefix and name in _NOT_YET:
         return f"{name}: {_NOT_YET[name]}"
     line = name if not holds_key_material(name) else "(key material)"
-    return f"{prefix}{line}: unknown key; {_suggestion(prefix, name, model)}"
+    return f"{prefix}{line}: unknown key; {_suggestion(prefix, name, section)}"
 
 
-def _suggestion(prefix: str, name: str, model: type[Section]) -> str:
+def _suggestion(prefix: str, name: str, section: type[Section]) -> str:
     plain = name.lower().replace("-", "_")
-    near = difflib.get_close_matches(plain, list(model.model_fields), 1, 0.7)
+    near = difflib.get_close_matches(plain, list(keys(section)), 1, 0.7)
     if near:
         return f"did you mean {prefix}{near[0]}?"
     by_last = {leaf.key.rpartition(".")[2]: leaf.key for leaf in reversed(list(leaves()))}
     elsewhere = difflib.get_close_matches(plain, list(by_last), 1, 0.8)
     if elsewhere:
         return f"did you mean {by_last[elsewhere[0]]}?"
-    return f"known here: {', '.join(model.model_fields)}"
+    return f"known here: {', '.join(keys(section))}"
 
 
 def unknown_variable(name: str, key: str) -> str:
     """The fault of an environment variable that no key answers to."""
-    section = Settings.model_fields.get(key)
-    if section is not None and (model := section_of(section)[0]) is not None:
-        keys = ", ".join(f"{name}__{key.upper()}" for key in model.model_fields)
-        return f"{name}: is a section and has no value of its own; there are: {keys}"
+    field = keys(Settings).get(key)
+    if field is not None and field.section is not None:
+        variables = ", ".join(f"{name}__{key.upper()}" for key in keys(field.section))
+        return f"{name}: is a section and has no value of its own; there are: {variables}"
     if key.partition(".")[0] in _NOT_YET:
         return f"{name}: {_NOT_YET[key.partition('.')[0]]}"
     near = difflib.get_close_matches(key, [leaf.key for leaf in leaves()], 1, 0.7)
@@ -106,28 +104,37 @@ def missing(leaf: Leaf) -> str:
 def validate(leaf: Leaf, value: object, origin: str) -> tuple[Any, str | None]:
     """(the typed value, None), or (None, the fault)."""
     whence = "" if origin == "file" else f" (from {origin.split(' ', 1)[1]})"
-    nullable = type(None) in get_args(leaf.field.annotation)
-    if value is None and not nullable:
-        return None, f"{leaf.key}: has no value; {wanted(leaf)}, or remove the key"
-    if isinstance(value, str) and leaf.field.annotation is bool:
+    field = leaf.field
+    if value is None:
+        return None, None if field.nullable else f"{leaf.key}: has no value; {wanted(leaf)}, or remove the key"
+    if isinstance(value, str) and field.annotation is bool:
         value = value.strip().lower()
     try:
-        return _adapter(leaf).validate_python(value), None
+        return (_adapter(field).validate_python(value) if field.parse is None else field.parse.read(value)), None
     except ValidationError as error:
-        return None, f"{leaf.key}: {shown(value)}{whence} {_reason(leaf, error.errors()[0], value)}"
+        reason = _reason(leaf, error.errors()[0]["type"], value)
+    except ValueError as fault:
+        reason = str(fault)
+    return None, f"{leaf.key}: {shown(value)}{whence} {reason}"
 
 
-def _adapter(leaf: Leaf) -> TypeAdapter[Any]:
-    annotation: Any = leaf.field.annotation
-    if leaf.field.metadata:
-        annotation = Annotated.__class_getitem__((annotation, *leaf.field.metadata))  # type: ignore[attr-defined]
+def _adapter(field: Key) -> TypeAdapter[Any]:
+    annotation: Any = field.annotation
+    if annotation in (int, float):
+        bounds = field.bounds
+        numbers = Field(ge=bounds.ge, gt=bounds.gt, le=bounds.le, allow_inf_nan=False if annotation is float else None)
+        annotation = Annotated[annotation, BeforeValidator(_not_bool), numbers]
     return TypeAdapter(annotation)
 
 
-def _reason(leaf: Leaf, detail: ErrorDetails, value: object) -> str:
-    kind = detail["type"]
-    if kind in ("address", "host", "path"):
-        return detail["msg"]
+def _not_bool(value: object) -> object:
+    # pydantic takes true for 1, and YAML reads a bare `yes`, `no`, `on` and `off` as a truth value.
+    if isinstance(value, bool):
+        raise ValueError("is not a number")
+    return value
+
+
+def _reason(leaf: Leaf, kind: str, value: object) -> str:
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         return f"is out of range; {wanted(leaf)}"
     if kind == "literal_error":
@@ -162,16 +169,8 @@ def _noun(leaf: Leaf) -> str:
 
 
 def _bounds(leaf: Leaf) -> str:
-    found = [(name, getattr(item, name, None)) for item in _constraints(leaf) for name in _BOUNDS]
-    return " ".join(_BOUNDS[name].format(bound) for name, bound in found if bound is not None)
-
-
-def _constraints(leaf: Leaf) -> Iterator[object]:
-    for item in leaf.field.metadata:
-        yield item
-    for member in get_args(leaf.field.annotation):  # Port | None keeps its bounds inside the union
-        for item in getattr(member, "__metadata__", ()):
-            yield from getattr(item, "metadata", (item,))
+    found = [(words, getattr(leaf.field.bounds, name)) for name, words in _BOUNDS.items()]
+    return " ".join(words.format(bound) for words, bound in found if bound is not None)
 
 
 def shown(value: object) -> str:

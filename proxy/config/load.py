@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from proxy.config import check, faults, yamlfile
-from proxy.config.model import Leaf, Settings, coherence_faults, leaves
-from proxy.config.ports import port_faults
+from proxy.config.fields import Section, keys
+from proxy.config.model import ConfigError, Leaf, Settings, coherence_faults, leaves
 
-__all__ = ["PREFIX", "ConfigError", "Loaded", "load", "port_faults", "resolve"]
+__all__ = ["PREFIX", "ConfigError", "Loaded", "load", "resolve"]
 
 PREFIX = "TENSORGATE_"
 
@@ -25,13 +25,7 @@ PREFIX = "TENSORGATE_"
 _SERVICE_LINK_NAME = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 
-
-class ConfigError(Exception):
-    """The settings cannot be used. `faults` is one line for each reason, at least one."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
+_Section = TypeVar("_Section", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +48,7 @@ def load(path: Path, env: Mapping[str, str] | None = None, overrides: Mapping[st
     """The settings of a file, with environment (default: this process's) and overrides on top.
 
     `overrides` is {dotted key: value as on the command line}; None counts as not given.
-    Raises ConfigError with all faults. The files named are looked at, the ports are not (`port_faults`).
+    Raises ConfigError with all faults. The files named are looked at, the ports are not (`ports.port_faults`).
     """
     return resolve(path, env, overrides).settings
 
@@ -70,7 +64,7 @@ def resolve(path: Path, env: Mapping[str, str] | None = None, overrides: Mapping
     found += check.file_faults(values)
     if found:
         raise ConfigError(found)
-    return Loaded(Settings.model_validate(_nested(values)), _origins(values, given))
+    return Loaded(_built(Settings, values), _origins(values, given))
 
 
 def _from_file(path: Path, found: list[str]) -> tuple[dict[str, Given], set[str]]:
@@ -156,12 +150,15 @@ def _absolute(path: Path, folder: Path) -> Path:
     return folder / path
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        section, dot, name = key.rpartition(".")
-        (nested.setdefault(section, {}) if dot else nested)[name] = value
-    return nested
+def _built(section: type[_Section], values: Mapping[str, Any], prefix: str = "") -> _Section:
+    parts: dict[str, Any] = {}
+    for name, field in keys(section).items():
+        key = prefix + name
+        if key in values:
+            parts[name] = values[key]
+        elif field.section is not None and any(known.startswith(f"{key}.") for known in values):
+            parts[name] = _built(field.section, values, f"{key}.")
+    return section(**parts)
 
 
 def _origins(values: Mapping[str, Any], given: Mapping[str, Given]) -> dict[str, str]:

@@ -10,12 +10,9 @@ import re
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from proxy.config.fields import Bounds, Field, Key, Parse, Section, keys
 
 _UNIX_PATH_MAX = 107  # sockaddr_un.sun_path holds 108 bytes with the final zero
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
@@ -104,26 +101,21 @@ def _port(text: str) -> int:
 
 
 def _as_address(value: object) -> Address:
-    if isinstance(value, Address):
-        return value
     if not isinstance(value, str):
-        raise PydanticCustomError("address", "is not an address; write HOST:PORT, [IPV6]:PORT or unix:/path")
-    try:
-        return Address.parse(value)
-    except ValueError as fault:
-        raise PydanticCustomError("address", "{fault}", {"fault": str(fault)}) from None
+        raise ValueError("is not an address; write HOST:PORT, [IPV6]:PORT or unix:/path")
+    return Address.parse(value)
 
 
 def _as_dialled_address(value: object) -> Address:
     address = _as_address(value)
     if not address.is_unix and address.port == 0:
-        raise PydanticCustomError("address", "has port 0, which cannot be connected to; give a port from 1 to 65535")
+        raise ValueError("has port 0, which cannot be connected to; give a port from 1 to 65535")
     return address
 
 
 def _as_host(value: object) -> str:
     if not isinstance(value, str):
-        raise PydanticCustomError("host", "is not a host; give a name or an IP address in quotes, or '' for all")
+        raise ValueError("is not a host; give a name or an IP address in quotes, or '' for all")
     host = value[1:-1] if value.startswith("[") and value.endswith("]") else value
     if host == "":
         return host
@@ -132,28 +124,20 @@ def _as_host(value: object) -> str:
     except ValueError:
         pass
     if "://" in host or ":" in host:
-        raise PydanticCustomError("host", "is not a host; leave scheme and port out (the port is grpc_port)")
+        raise ValueError("is not a host; leave scheme and port out (the port is grpc_port)")
     if not _HOST_NAME.fullmatch(host) or re.fullmatch(r"[0-9.]+", host):
-        raise PydanticCustomError("host", "is neither a host name nor an IP address; '' means every address")
+        raise ValueError("is neither a host name nor an IP address; '' means every address")
     return host
 
 
-def _not_bool(value: object) -> object:
-    # pydantic takes true for 1, and YAML reads a bare `yes`, `no`, `on` and `off` as a truth value.
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "is not a number")
-    return value
-
-
 def _as_path(value: object) -> Path:
-    if not isinstance(value, (str, Path)):
-        raise PydanticCustomError("path", "is not a path; give the path of a file as text")
-    text = str(value)
-    if holds_key_material(text):
-        raise PydanticCustomError("path", "is the content of a file; write it to a file and give the path of that")
-    if text == "" or "\0" in text or "\n" in text:
-        raise PydanticCustomError("path", "is not a path; give the path of a file")
-    return Path(text)
+    if not isinstance(value, str):
+        raise ValueError("is not a path; give the path of a file as text")
+    if holds_key_material(value):
+        raise ValueError("is the content of a file; write it to a file and give the path of that")
+    if value == "" or "\0" in value or "\n" in value:
+        raise ValueError("is not a path; give the path of a file")
+    return Path(value)
 
 
 def holds_key_material(text: str) -> bool:
@@ -161,20 +145,13 @@ def holds_key_material(text: str) -> bool:
     return "-----BEGIN" in text or re.fullmatch(r"\s*MI[A-Za-z0-9+/=\s]{60,}", text) is not None
 
 
-_to_text = PlainSerializer(str, return_type=str)
-ListenAddress = Annotated[Address, PlainValidator(_as_address), _to_text]
-DialAddress = Annotated[Address, PlainValidator(_as_dialled_address), _to_text]
-Host = Annotated[str, PlainValidator(_as_host)]
-FilePath = Annotated[Path, PlainValidator(_as_path), _to_text]
-Count = Annotated[int, BeforeValidator(_not_bool)]
-Seconds = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
-Port = Annotated[int, BeforeValidator(_not_bool), Field(ge=0, le=65535)]
-
-
-class Section(BaseModel):
-    """A group of settings; frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+ListenAddress = Annotated[Address, Parse(_as_address)]
+DialAddress = Annotated[Address, Parse(_as_dialled_address)]
+Host = Annotated[str, Parse(_as_host)]
+FilePath = Annotated[Path, Parse(_as_path)]
+Count = int
+Seconds = float
+Port = Annotated[int, Bounds(ge=0, le=65535)]
 
 
 class Upstream(Section):
@@ -218,6 +195,9 @@ class Limits(Section):
     pending_bytes: Count = Field(
         default=67_108_864, ge=0, le=68_719_476_736, description="bytes of messages that these may hold together"
     )
+    waiting_bytes_per_connection: Count = Field(
+        default=16_777_216, ge=1_048_576, le=68_719_476_736, description="bytes that may wait of one client, each way"
+    )
 
 
 class Timeouts(Section):
@@ -225,6 +205,7 @@ class Timeouts(Section):
 
     handshake: Seconds = Field(default=10.0, gt=0, le=300, description="seconds for a TLS handshake")
     connect: Seconds = Field(default=5.0, gt=0, le=300, description="seconds a call waits for the server behind")
+    unread: Seconds = Field(default=5.0, gt=0, le=3_600, description="seconds a client may leave its answers unread")
     idle: Seconds = Field(default=0.0, ge=0, le=86_400, description="seconds a connection may lie idle; 0: for ever")
 
 
@@ -259,12 +240,18 @@ class Settings(Section):
     log: Log = Log()
     workers: Count = Field(default=1, ge=1, le=1024, description="worker processes")
 
-    @model_validator(mode="after")
-    def _coherent(self) -> Self:
+    def __post_init__(self) -> None:
         faults = coherence_faults(flatten(self))
         if faults:
             raise ValueError("; ".join(faults))
-        return self
+
+
+class ConfigError(Exception):
+    """The settings cannot be used. `faults` is one line for each reason, at least one."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,39 +259,28 @@ class Leaf:
     """One key that can be set: its dotted name, its field, and whether its section may be left out as a whole."""
 
     key: str
-    field: FieldInfo
+    field: Key
     optional_section: bool
 
 
-def section_of(field: FieldInfo) -> tuple[type[Section] | None, bool]:
-    """(the section a field holds or None, whether it may be None)."""
-    annotation = field.annotation
-    members = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
-    for member in members:
-        if isinstance(member, type) and issubclass(member, Section):
-            return member, type(None) in members
-    return None, False
-
-
-def leaves(model: type[Section] = Settings, prefix: str = "", optional: bool = False) -> Iterator[Leaf]:
+def leaves(section: type[Section] = Settings, prefix: str = "", optional: bool = False) -> Iterator[Leaf]:
     """Every key that can be set, in the order of the file."""
-    for name, field in model.model_fields.items():
-        section, may_lack = section_of(field)
-        if section is None:
+    for name, field in keys(section).items():
+        if field.section is None:
             yield Leaf(prefix + name, field, optional)
         else:
-            yield from leaves(section, f"{prefix}{name}.", optional or may_lack)
+            yield from leaves(field.section, f"{prefix}{name}.", optional or field.nullable)
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of a built section; keys of a section that is None are absent."""
     flat: dict[str, Any] = {}
-    for name in type(section).model_fields:
+    for name, field in keys(type(section)).items():
         value = getattr(section, name)
-        if isinstance(value, Section):
-            flat |= flatten(value, f"{prefix}{name}.")
-        elif value is not None or section_of(type(section).model_fields[name])[0] is None:
+        if field.section is None:
             flat[prefix + name] = value
+        elif value is not None:
+            flat |= flatten(value, f"{prefix}{name}.")
     return flat
 
 

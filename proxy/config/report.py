@@ -42,7 +42,7 @@ def verdict(settings: Settings) -> str:
 
 def _keys(loaded: Loaded) -> list[str]:
     values = flatten(loaded.settings)
-    meanings = {leaf.key: leaf.field.description or "" for leaf in leaves()}
+    meanings = {leaf.key: leaf.field.description for leaf in leaves()}
     rows = [(key, _value(values[key]), loaded.origins.get(key, "default")) for key in meanings if key in values]
     first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
     second = min(second, _VALUE_WIDTH)

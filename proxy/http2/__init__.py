@@ -19,7 +19,7 @@ and nothing else of this project: the relay is built on this package, never the 
 
 from proxy.http2.connection import Connection
 from proxy.http2.errors import Abuse, ConnectionFault, ErrorCode, HpackFault, error_name
-from proxy.http2.headers import HeaderBlock, RequestHead, ResponseHead, Trailers
+from proxy.http2.headers import HeaderBlock, Passing, RequestHead, ResponseHead, Trailers
 from proxy.http2.roles import ClientConnection, ServerConnection
 from proxy.http2.sender import Buffer, Sender
 from proxy.http2.settings import Settings
@@ -35,6 +35,7 @@ __all__ = [
     "ErrorCode",
     "HeaderBlock",
     "HpackFault",
+    "Passing",
     "RequestHead",
     "ResponseHead",
     "Sender",

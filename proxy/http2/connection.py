@@ -16,11 +16,7 @@ from typing import ClassVar, TypeVar
 from proxy.http2 import frames, guards, settings
 from proxy.http2.errors import Abuse, ConnectionFault, ErrorCode, HeaderBomb, HeaderListTooLarge, HpackFault
 from proxy.http2.frames import ACK, DEFAULT_MAX_FRAME, END_HEADERS, END_STREAM, FRAME_HEADER, MAX_WINDOW, PADDED
-from proxy.http2.headers import (
-    HeaderBlock,
-    Trailers,
-    intern_trailers,
-)
+from proxy.http2.headers import KEPT_NAMES, HeaderBlock, Passing, Trailers, check_passing, intern_trailers
 from proxy.http2.hpack import Decoder, Field
 from proxy.http2.sender import Buffer, Sender
 from proxy.http2.stream import Stream
@@ -30,7 +26,7 @@ Block = TypeVar("Block", bound=HeaderBlock)
 _HEADERS_FLAGS = END_HEADERS | PADDED | frames.PRIORITY_FLAG
 _DECODED_BLOCKS = 64
 _DECODED_BYTES = 1024
-_VIEW_FROM = 4096  # slices of at least so many bytes are handed over as views instead of copies
+_ONCE = 64
 _MAX_QUEUED_REPLIES = 1000
 
 
@@ -39,7 +35,9 @@ class Connection(Sender):
 
     wake: the list that this connection appends itself to when it has output.
     spenders: the list that it appends itself to when it has used up some of its budgets; see `guards`.
-    stream_window: SETTINGS_INITIAL_WINDOW_SIZE in bytes, at least 65,535.
+    stream_window: the bytes of one stream that may wait here, at least 65,535.
+    first_window: SETTINGS_INITIAL_WINDOW_SIZE, if that is less: a stream's window then grows to stream_window with the
+    credit that it gets, as far as `growth` allows.
     max_streams: how many streams the peer may have open (server role).
     header_list: the most bytes that a header list may take, names, values and 32 a field.
     """
@@ -54,6 +52,7 @@ class Connection(Sender):
         "_data_stream",
         "_decoder",
         "_heads",
+        "_once",
         "_partial",
         "_queued_replies",
         "_recv_low",
@@ -62,17 +61,25 @@ class Connection(Sender):
         "_spending_from",
         "_spent",
         "_trailers",
+        "first_window",
         "goaway_received",
         "max_streams",
         "opened",
         "recv_window",
+        "settings_acked",
         "spenders",
-        "stream_window",
     )
 
-    def __init__(self, wake: list[Sender], stream_window: int, max_streams: int, header_list: int) -> None:
+    def __init__(
+        self,
+        wake: list[Sender],
+        stream_window: int,
+        max_streams: int,
+        header_list: int,
+        first_window: int | None = None,
+    ) -> None:
         super().__init__(wake, stream_window)
-        self.stream_window = stream_window
+        self.first_window = stream_window if first_window is None else first_window
         self.max_streams = max_streams
         self._recv_target = min(max(max_streams, 1) * stream_window, MAX_WINDOW)
         self._recv_low = self._recv_target // 2
@@ -80,8 +87,10 @@ class Connection(Sender):
         self._decoder = Decoder(header_list)
         self._heads: dict[bytes, HeaderBlock] = {}
         self._trailers: dict[bytes, HeaderBlock] = {}
+        self._once: set[int] = set()  # hashes of blocks that were seen and not remembered
         self._partial = b""
         self.opened = False  # the peer's preface has come
+        self.settings_acked = False  # the peer has acknowledged ours; whoever has a clock waits for it so long
         self._block: list[bytes] | None = None  # fragments of a header block that CONTINUATION frames complete
         self._block_size = 0
         self._block_stream = 0
@@ -101,7 +110,7 @@ class Connection(Sender):
 
     def _open(self, header_list: int) -> None:
         values = self._announced()
-        values[settings.INITIAL_WINDOW_SIZE] = self.stream_window
+        values[settings.INITIAL_WINDOW_SIZE] = self.first_window
         values[settings.MAX_HEADER_LIST_SIZE] = header_list
         more = self._recv_target - frames.DEFAULT_WINDOW
         self._emit(self._preface() + frames.settings(values) + (frames.window_update(0, more) if more else b""))
@@ -156,13 +165,19 @@ class Connection(Sender):
     def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
         """The peer goes away: no new streams."""
 
+    def on_settings_acked(self) -> None:
+        """The peer has taken our SETTINGS over (section 6.5.3); told once."""
+
     def on_connection_fault(self, fault: ConnectionFault) -> None:
         """The peer broke a rule of the connection. GOAWAY is in the output; flush and close."""
 
     # -- input
 
-    def receive(self, data: bytes) -> None:
-        """Take bytes that came from the peer, in pieces of any size."""
+    def receive(self, data: bytes | memoryview) -> None:
+        """Take bytes that came from the peer, in pieces of any size.
+
+        A view must hold until the output that comes of it was taken; what waits longer is copied.
+        """
         if self.closed:
             return
         try:
@@ -183,61 +198,91 @@ class Connection(Sender):
             self.send_goaway(fault.code, fault.reason)
             self.on_connection_fault(fault)
 
-    def _receive_preface(self, data: bytes) -> bytes:
+    def _receive_preface(self, data: bytes | memoryview) -> bytes | memoryview:
         """Check the peer's preface (section 3.4) -> the bytes behind it, or none while it isn't complete."""
         magic = frames.PREFACE if self.server else b""
         if data[: len(magic)] != magic[: len(data)]:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the connection preface is not HTTP/2's")
         if len(data) < len(magic) + 9:
-            self._partial = data
+            self._partial = bytes(data)
             return b""
         if data[len(magic) + 3] != frames.SETTINGS or data[len(magic) + 4] & ACK:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
         self.opened = True
         return data[len(magic) :]
 
-    def _receive_frames(self, data: bytes) -> None:
+    def _receive_frames(self, data: bytes | memoryview) -> None:
         pos, end = 0, len(data)
+        is_view = type(data) is memoryview
         if self._data_left:
             pos = self._continue_data(data, end)
         unpack = FRAME_HEADER.unpack_from
-        while end - pos >= 9:
+        streams, on_data, server = self.streams, self.on_data, self.server
+        last = end - 9
+        while pos <= last:
             high, low, kind, flags, stream_id = unpack(data, pos)
+            stream_id &= 0x7FFFFFFF
             length = high << 8 | low
             if length > DEFAULT_MAX_FRAME:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
             start = pos + 9
             pos = start + length
-            if self._block is not None and (kind != 9 or stream_id & 0x7FFFFFFF != self._block_stream):
+            if self._block is not None and (kind != 9 or stream_id != self._block_stream):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
             if kind == 0 and not flags & PADDED:
-                self._receive_data(stream_id & 0x7FFFFFFF, data, start, pos if pos <= end else end, length, flags & 1)
+                stream = streams.get(stream_id)
+                if (
+                    stream is not None
+                    and pos <= end
+                    and 0 < length <= stream.recv_window
+                    and stream.expect == -1
+                    and not stream.remote_closed
+                    and (server or stream.head_seen)
+                ):
+                    # What most frames are: whole, with data, within the window, on an open stream, of no set length.
+                    window = self.recv_window = self.recv_window - length
+                    if window < self._recv_low:
+                        self._replenish()
+                    stream.recv_window -= length
+                    if flags & 1:
+                        stream.remote_closed = True
+                        on_data(stream, data[start:pos], True)
+                        if stream.local_closed:
+                            self._remove(stream)
+                    else:
+                        on_data(stream, data[start:pos], False)
+                else:
+                    self._receive_data(stream_id, stream, data[start : min(pos, end)], length, flags & 1 == 1)
                 if self.closed:
                     return
                 continue
             if pos > end:
                 pos = start - 9
                 break
-            if kind == 1 and flags & _HEADERS_FLAGS == END_HEADERS and stream_id & 0x7FFFFFFF:
-                self._receive_block(stream_id & 0x7FFFFFFF, flags & 1 == 1, data[start:pos])
+            payload = data[start:pos]
+            if is_view:
+                payload = bytes(payload)
+            if kind == 1 and flags & _HEADERS_FLAGS == END_HEADERS and stream_id:
+                self._receive_block(stream_id, flags & 1 == 1, payload)  # type: ignore[arg-type]
             elif kind < 10:
-                self._handlers[kind](self, stream_id & 0x7FFFFFFF, flags, data[start:pos])
+                self._handlers[kind](self, stream_id, flags, payload)
             else:
                 self._spend(guards.UNKNOWN_FRAME)  # and ignored (section 5.5)
             if self.closed:
                 return
         if pos < end:
-            self._partial = data[pos:]
+            self._partial = bytes(data[pos:])
 
     # -- DATA, section 6.1
 
-    def _receive_data(self, stream_id: int, data: bytes, start: int, stop: int, length: int, end: int) -> None:
-        """A DATA frame of `length` bytes, of which data[start:stop] has come."""
-        stream = self.streams.get(stream_id)
+    def _receive_data(
+        self, stream_id: int, stream: Stream | None, chunk: bytes | memoryview, length: int, end: bool
+    ) -> None:
+        """A DATA frame of `length` bytes, of which `chunk` has come."""
         self.recv_window -= length
         if self.recv_window < self._recv_low:
             self._replenish()
-        left = length - (stop - start)
+        left = length - len(chunk)
         if not (length or end):
             self._spend(guards.EMPTY_DATA)
         if stream is None or stream.remote_closed:
@@ -253,21 +298,18 @@ class Connection(Sender):
         if left:
             self._data_left = left
             self._data_stream = stream
-            self._data_end = bool(end)
-            end = 0
-            if start == stop:
+            self._data_end = end
+            end = False
+            if not chunk:
                 return
         if stream is not None:
             if end:
                 stream.remote_closed = True
-            if stop - start < _VIEW_FROM:
-                self.on_data(stream, data[start:stop], end == 1)
-            else:
-                self.on_data(stream, memoryview(data)[start:stop], end == 1)
+            self.on_data(stream, chunk, end)
             if end and stream.local_closed:
                 self._remove(stream)
 
-    def _continue_data(self, data: bytes, end: int) -> int:
+    def _continue_data(self, data: bytes | memoryview, end: int) -> int:
         """The next piece of the DATA frame under way -> the position behind it."""
         size = min(self._data_left, end)
         self._data_left -= size
@@ -277,7 +319,7 @@ class Connection(Sender):
         if stream is not None and self.streams.get(stream.id) is stream:
             if last:
                 stream.remote_closed = True
-            self.on_data(stream, data if size == end else memoryview(data)[:size], last)
+            self.on_data(stream, data[:size], last)
             if last and stream.local_closed:
                 self._remove(stream)
         if not self._data_left:
@@ -291,7 +333,7 @@ class Connection(Sender):
         self._emit(frames.window_update(0, self._recv_target - self.recv_window))
         self.recv_window = self._recv_target
 
-    def _check_body(self, stream: Stream, length: int, end: int) -> Stream | None:
+    def _check_body(self, stream: Stream, length: int, end: bool) -> Stream | None:
         """content-length against DATA (section 8.1.1), and DATA before the head of a response."""
         if not (self.server or stream.head_seen):
             self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "DATA before the response's header section")
@@ -301,6 +343,14 @@ class Connection(Sender):
             self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "the data is not as long as content-length says")
             return None
         return stream
+
+    def _expect(self, stream: Stream, content_length: int, end: bool) -> bool:
+        """Remember content-length; False where the message has ended already and has none of it."""
+        if end and content_length:
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "content-length without data")
+            return False
+        stream.expect = content_length
+        return True
 
     def _stray_data(self, stream_id: int, stream: Stream | None) -> None:
         """DATA for a stream that takes none: refused by the rules of section 5.1; its bytes are dropped."""
@@ -321,7 +371,7 @@ class Connection(Sender):
         if stream is not None and not stream.remote_closed:
             # Padding counts against the windows (section 6.9.1) but goes no further: its credit returns at once.
             stream.recv_window -= overhead
-        self._receive_data(stream_id, body, 0, len(body), len(body), flags & END_STREAM)
+        self._receive_data(stream_id, stream, body, len(body), flags & END_STREAM == END_STREAM)
         if stream is not None and not stream.remote_closed:
             self.credit(stream, overhead)
 
@@ -366,17 +416,30 @@ class Connection(Sender):
         raise NotImplementedError
 
     def _decode(
-        self, block: bytes, known: dict[bytes, HeaderBlock], intern: Callable[[Sequence[Field]], Block]
-    ) -> HeaderBlock | None:
-        """Decode a block, or find it again; None when its list is over the limit."""
-        head = known.get(block)
-        if head is not None:
-            return head
+        self,
+        block: bytes,
+        known: dict[bytes, HeaderBlock],
+        intern: Callable[[Sequence[Field]], Block],
+    ) -> tuple[HeaderBlock | None, Passing | None]:
+        """Decode a block -> (its HeaderBlock, or None when the list is over the limit, what only passes through).
+
+        The first time that a block is seen, what passes through is kept apart. With the second the block is taken for
+        one that comes again and again: it is remembered as a whole.
+        """
         decoder = self._decoder
         generation = decoder.generation
         result: HeaderBlock | None = None
+        passing: Passing | None = None
         try:
-            result = intern(decoder.decode(block))
+            if self._seen_before(block):
+                result = intern(decoder.decode(block))
+            else:
+                fields, others = decoder.split(block, KEPT_NAMES)
+                if others and check_passing(others):
+                    passing = Passing(others)
+                    result = intern(fields)
+                else:
+                    result = intern(fields + others)
         except HpackFault as fault:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(fault)) from None
         except HeaderBomb as bomb:
@@ -387,14 +450,26 @@ class Connection(Sender):
             # The block changed the table: it, and what was decoded before, would mean something else next time.
             self._heads.clear()
             self._trailers.clear()
-        elif result is not None and len(block) <= _DECODED_BYTES:
+        elif result is not None and passing is None and len(block) <= _DECODED_BYTES:
             if len(known) >= _DECODED_BLOCKS:
                 known.clear()
             known[block] = result
-        return result
+        return result, passing
+
+    def _seen_before(self, block: bytes) -> bool:
+        once, mark = self._once, hash(block)
+        if mark in once:
+            return True
+        if len(once) >= _ONCE:
+            once.clear()
+        once.add(mark)
+        return False
 
     def _receive_trailers(self, stream: Stream, end: bool, block: bytes) -> None:
-        trailers = self._trailers.get(block) or self._decode(block, self._trailers, self.intern_trailers)
+        passing = None
+        trailers = self._trailers.get(block)
+        if trailers is None:
+            trailers, passing = self._decode(block, self._trailers, self.intern_trailers)
         reason = None
         if trailers is None:
             reason = f"a trailer section of more than {self._decoder.list_limit} bytes"
@@ -408,6 +483,7 @@ class Connection(Sender):
             self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, reason)
             return
         assert isinstance(trailers, Trailers)
+        stream.passing = passing
         stream.remote_closed = True
         self.on_trailers(stream, trailers)
         if stream.local_closed:
@@ -445,6 +521,9 @@ class Connection(Sender):
         if flags & ACK:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
+            if not self.settings_acked:  # one too many is harmless
+                self.settings_acked = True
+                self.on_settings_acked()
             return
         if len(payload) % 6:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes long")
@@ -510,6 +589,7 @@ class Connection(Sender):
             if increment == 0:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of zero")
             self.send_window += increment
+            self.credit_received += increment
             if self.send_window > MAX_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window exceeds 2^31-1")
             if self.blocked:

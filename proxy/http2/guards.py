@@ -18,6 +18,7 @@ PROVOKED_RESET: Final = "provoked_reset"
 LARGE_HEADERS: Final = "large_headers"
 CONTINUATION: Final = "continuation"
 UNREAD: Final = "unread_replies"
+UNREAD_ANSWERS: Final = "unread_answers"
 
 # Kind -> how often in one interval.
 BUDGETS: Final = {
@@ -38,4 +39,4 @@ BUDGETS: Final = {
 }
 
 # Ended at once, not counted in an interval.
-KINDS: Final = (*BUDGETS, CONTINUATION, UNREAD)
+KINDS: Final = (*BUDGETS, CONTINUATION, UNREAD, UNREAD_ANSWERS)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from proxy.http2.hpack import ENTRY_OVERHEAD, Field, Sensitive
+from proxy.http2.hpack import ENTRY_OVERHEAD, STABLE_NAMES, Field, Sensitive, encode_literals
 
 # RFC 9110 section 5.6.2 tokens, in lower case only (RFC 9113 section 8.2).
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
@@ -20,19 +20,29 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|\A[ \t]|[ \t]\Z").search
 _CONNECTION_SPECIFIC = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 _REQUEST_PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
-_STATUS = re.compile(rb"[1-5][0-9][0-9]").fullmatch
+_STATUS = re.compile(rb"[0-9]{3}").fullmatch
+_INVALID_STATUS = 500
+_NO_CONTENT = (204, 304)
 _DIGITS = re.compile(rb"[0-9]{1,18}").fullmatch
+
+
+# Fields that somebody here, or in the layer above, reads. All others only pass through, see `Passing`.
+KEPT_NAMES = STABLE_NAMES | _CONNECTION_SPECIFIC | {b"te", b"host", b"content-length", b"grpc-status"}
 
 
 class HeaderBlock:
     """A decoded header block: `fields` in order; `error` says why it is malformed, or is None; `note` is for the
-    layer above, which may keep there what it derives from the fields."""
+    layer above, which may keep there what it derives from the fields.
 
-    __slots__ = ("error", "fields", "note")
+    `size` is what the fields take as RFC 9113 section 6.5.2 counts it, or 0 where nobody has counted: interners do.
+    """
+
+    __slots__ = ("error", "fields", "note", "size")
 
     def __init__(self, fields: Sequence[Field], checked: bool = False) -> None:
         """`checked`: the fields come from a block that was checked, or from the gate itself."""
         self.fields: tuple[Field, ...] = tuple(fields)
+        self.size = 0
         self.note: Any = None
         self.error: str | None = None if checked else self._check()
 
@@ -131,21 +141,31 @@ class RequestHead(_Message):
 
 
 class ResponseHead(_Message):
-    """A response's header section (section 8.3.2); `status` is 0 where it is malformed."""
+    """A response's header section (section 8.3.2); `status` is 0 where it is malformed.
 
-    __slots__ = ("status",)
+    A `status` outside 100 to 599 reads 500: RFC 9110 section 15 asks to process such a response as if it had a 5xx.
+    `expect` is how many bytes of content have to follow, or -1 for any number.
+    """
+
+    __slots__ = ("expect", "status")
 
     _allowed = frozenset((b":status",))
 
     def _check_pseudo(self) -> str | None:
         text = self.pseudo.get(b":status", b"")
-        self.status = int(text) if _STATUS(text) else 0
-        if not self.status:
+        self.status = 0
+        self.expect = -1
+        if not _STATUS(text):
             return ":status is missing or no status code"
+        self.status = int(text) if b"100" <= text < b"600" else _INVALID_STATUS
         if self.status == 101:
             return "101 does not exist in HTTP/2 (section 8.6)"
         if self.status < 200 and self.content_length is not None:
             return "an informational response with content-length"
+        if self.status in _NO_CONTENT:
+            self.expect = 0  # whatever content-length says (section 8.1.1; RFC 9110 sections 15.3.5 and 15.4.5)
+        elif self.content_length is not None:
+            self.expect = self.content_length
         return None
 
 
@@ -160,14 +180,70 @@ def check_regular(fields: Sequence[Field]) -> str | None:
             return f"a character that is not allowed in the value of {name[:32].decode()}"
         if name in _CONNECTION_SPECIFIC:
             return f"connection-specific field {name.decode()}"
-        if name == b"te" and value != b"trailers":
+        if name == b"te" and value != b"trailers" and value.lower() != b"trailers":  # RFC 9110 section 10.1.4
             return "te is something else than trailers"
     return None
 
 
+_WHITE = b" \t"
+_ALLOWED_IN_VALUES = bytes([byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127)])
+_good_names: set[bytes] = set()
+_GOOD_NAMES = 1024
+
+
+def _is_good_name(name: bytes) -> bool:
+    if len(name) > 64 or not _NAME(name) or name in _CONNECTION_SPECIFIC or name == b"te":
+        return False
+    if len(_good_names) >= _GOOD_NAMES:
+        _good_names.clear()
+    _good_names.add(name)
+    return True
+
+
+class Passing:
+    """Fields that a header section has besides those of its HeaderBlock: literals that change from call to call.
+
+    Ids, tokens and timeouts would make every block a new one, to be decoded, checked and encoded at full length. Kept
+    apart, they leave the block the same; `encoded` is what goes out behind the block's own encoding.
+    """
+
+    __slots__ = ("encoded", "fields", "size_bound")
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = fields
+        self.encoded = encode_literals(fields)
+        # What HeaderBlock.size counts, and a few bytes more, for the price of no loop.
+        self.size_bound = len(self.encoded) + ENTRY_OVERHEAD * len(fields)
+
+    def get(self, name: bytes) -> bytes | None:
+        """The first value of a field."""
+        for key, value in self.fields:
+            if key == name:
+                return value
+        return None
+
+
+def list_size(block: HeaderBlock, passing: Passing | None) -> int:
+    """What a header section takes, as RFC 9113 section 6.5.2 counts it."""
+    return block.size + (_size(passing.fields) if passing is not None else 0)
+
+
+def _size(fields: Sequence[Field]) -> int:
+    return sum([len(name) + len(value) + ENTRY_OVERHEAD for name, value in fields])
+
+
+def check_passing(fields: Sequence[Field]) -> bool:
+    """Whether these are valid and nothing but regular fields; False for what `check_regular` should look at, too."""
+    for name, value in fields:
+        if name not in _good_names and not _is_good_name(name):
+            return False
+        if value and (value[0] in _WHITE or value[-1] in _WHITE or value.translate(None, _ALLOWED_IN_VALUES)):
+            return False
+    return True
+
+
 Block = TypeVar("Block", bound=HeaderBlock)
 
-_WHITE = b" \t"
 _INTERNED = 512
 _INTERNED_BYTES = 2048
 
@@ -198,11 +274,12 @@ def interner(kind: type[Block], trim: bool = False) -> Callable[[Sequence[Field]
     def intern(fields: Sequence[Field]) -> Block:
         key = tuple(fields)
         block = known.get(key)
-        if block is not None and all(type(field) is tuple for field in key):
+        shared = Sensitive not in map(type, key)
+        if block is not None and shared:
             return block
         block = kind(_trimmed(key) if trim else key)
-        size = sum([len(name) + len(value) + ENTRY_OVERHEAD for name, value in key])
-        if size <= _INTERNED_BYTES and all(type(field) is tuple for field in key):
+        block.size = _size(block.fields)
+        if block.size <= _INTERNED_BYTES and shared:
             if len(known) >= _INTERNED:
                 known.clear()
             known[key] = block

@@ -8,6 +8,7 @@ everything else as plain literals. So no client can thrash the table of an upstr
 others, and a block once encoded stays valid until the next insertion, of which there are few.
 """
 
+import re
 from collections.abc import Iterable
 
 from proxy.http2 import huffman
@@ -96,6 +97,11 @@ _MAX_INTEGER = 2**24  # far above any legal index, length or table size here; mo
 MAX_FIELDS = 256  # each is looked at one by one, so that thousands of tiny ones cost more than their bytes say
 _BOMB_BYTES = 1_048_576  # a list so far over the limit is no mistake
 
+# Most blocks begin with, or are, fields that stand in the tables. At most so many: the bound of a list's size is
+# looked at only behind them.
+_INDEXED_RUN = re.compile(rb"[\x80-\xfe]{1,16}").match
+_RUNS = 32
+
 _MEMO_ENTRIES = 512
 _MEMO_VALUE_BYTES = 512
 _huffman_memo: dict[bytes, bytes] = {}
@@ -142,6 +148,12 @@ def _string(data: bytes, pos: int) -> tuple[bytes, int]:
     return (_huffman(text) if coded else text), end
 
 
+def _goes_with(name: bytes, passing: list[Field]) -> bool:
+    """Whether an indexed field belongs behind literals that have come: one of the same name, whose order counts, or a
+    pseudo-header field, whose place is then an error that must not be hidden."""
+    return name[:1] == b":" or any(name == other for other, _ in passing)
+
+
 class Decoder:
     """Decodes the header blocks of one direction of one connection.
 
@@ -150,10 +162,11 @@ class Decoder:
     `generation` changes whenever the dynamic table does: a block decoded before means the same only while it stands.
     """
 
-    __slots__ = ("_size", "_table", "_table_max", "generation", "list_limit", "table_limit")
+    __slots__ = ("_runs", "_size", "_table", "_table_max", "generation", "list_limit", "table_limit")
 
     def __init__(self, list_limit: int, table_limit: int = DEFAULT_TABLE_SIZE) -> None:
         self._table: list[Field] = []  # newest last
+        self._runs: dict[bytes, tuple[tuple[Field, ...], int]] = {}
         self._size = 0
         self._table_max = table_limit
         self.table_limit = table_limit
@@ -167,51 +180,101 @@ class Decoder:
         limit, after the whole block was decoded, so that the connection can go on.
         """
         try:
-            return self._decode(block)
+            return self._decode(block, None, frozenset())
         except IndexError:
             raise HpackFault("a header block ends inside a field") from None
 
-    def _decode(self, block: bytes) -> list[Field]:
-        fields: list[Field] = []
-        pos, end, total = 0, len(block), 0
+    def split(self, block: bytes, kept: frozenset[bytes]) -> tuple[list[Field], list[Field]]:
+        """The fields of a block in two lists, with the errors of `decode`.
+
+        The second list has the literals whose name is neither in `kept` nor that of a pseudo-header field: those that
+        change from call to call (ids, tokens, timeouts) and that a proxy passes on without knowing what they are. The
+        first has the rest, which is much the same for all calls. Order is kept within each list and, across the two,
+        among fields of one name; among others it means nothing (RFC 9110 section 5.3).
+        """
+        passing: list[Field] = []
+        try:
+            return self._decode(block, passing, kept), passing
+        except IndexError:
+            raise HpackFault("a header block ends inside a field") from None
+
+    def _decode(self, block: bytes, passing: list[Field] | None, kept: frozenset[bytes]) -> list[Field]:
         limit = self.list_limit
+        run = _INDEXED_RUN(block)
+        if run is None:
+            fields: list[Field] = []
+            pos = total = 0
+        else:
+            known = self._runs.get(run.group()) or self._indexed_run(run.group())
+            fields, pos, total = list(known[0]), run.end(), known[1]
+        keep = append = fields.append
+        table = self._table
+        end = len(block)
         while pos < end:
             byte = block[pos]
             if byte >= 0x80:  # indexed field, section 6.1
-                index, pos = (byte & 0x7F, pos + 1) if byte != 0xFF else _integer(block, pos, 0x7F)
-                field = self._lookup(index)
-            elif byte >= 0x40:  # literal with incremental indexing, section 6.2.1
-                field, pos = self._literal(block, pos, 0x3F)
-                self._insert(field)
-            elif byte >= 0x20:  # dynamic table size update, section 6.3
+                if byte != 0xFF:
+                    index = byte & 0x7F
+                    pos += 1
+                else:
+                    index, pos = _integer(block, pos, 0x7F)
+                behind = index - _STATIC_COUNT
+                # Below, by their position from the end: the newest entry has the lowest index (section 2.3.3).
+                field = table[-behind] if 0 < behind <= len(table) else self._lookup(index)
+                if passing and _goes_with(field[0], passing):
+                    append = passing.append
+            elif byte & 0xE0 != 0x20:
+                # A literal: with incremental indexing (section 6.2.1), without (6.2.2), or never indexed (6.2.3).
+                index = byte & (0x3F if byte >= 0x40 else 0x0F)
+                if index == 0:
+                    name, pos = _string(block, pos + 1)
+                else:
+                    index, pos = _integer(block, pos, 0x3F if byte >= 0x40 else 0x0F)
+                    name = self._lookup(index)[0]
+                length = block[pos]
+                if length < 0x7F:  # a plain string of usual length
+                    pos += 1 + length
+                    if pos > end:
+                        raise HpackFault("a header block ends inside a string")
+                    value = block[pos - length : pos]
+                else:
+                    value, pos = _string(block, pos)
+                field = (name, value)
+                if byte >= 0x40:
+                    self._insert(field)
+                elif byte >= 0x10:
+                    field = Sensitive(field)
+                if passing is not None and (passing if name[:1] == b":" else name not in kept):
+                    append = passing.append
+            else:  # dynamic table size update, section 6.3
                 if fields or total:
                     raise HpackFault("a table size update behind a field (RFC 7541 section 4.2)")
                 size, pos = _integer(block, pos, 0x1F)
                 self._resize(size)
                 continue
-            else:  # literal without indexing or never indexed, sections 6.2.2 and 6.2.3
-                field, pos = self._literal(block, pos, 0x0F)
-                if byte >= 0x10:
-                    field = Sensitive(field)
             total += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
             if total <= limit:
-                fields.append(field)
+                append(field)
             elif total > limit + _BOMB_BYTES:
                 raise HeaderBomb(f"a header block that decodes to {_BOMB_BYTES} bytes more than the limit of {limit}")
-        if total > limit:
-            raise HeaderListTooLarge(f"{total} bytes of header fields, the limit is {limit}")
-        if len(fields) > MAX_FIELDS:
-            raise HeaderListTooLarge(f"{len(fields)} header fields, the limit is {MAX_FIELDS}")
+            append = keep
+        self._check_size(total, len(fields) + len(passing or ()))
         return fields
 
-    def _literal(self, block: bytes, pos: int, prefix: int) -> tuple[Field, int]:
-        index, pos = _integer(block, pos, prefix)
-        if index:
-            name = self._lookup(index)[0]
-        else:
-            name, pos = _string(block, pos)
-        value, pos = _string(block, pos)
-        return (name, value), pos
+    def _indexed_run(self, run: bytes) -> tuple[tuple[Field, ...], int]:
+        """The fields of a run of indexed fields, and their size; remembered while the dynamic table stands."""
+        fields = tuple([self._lookup(byte & 0x7F) for byte in run])
+        known = fields, sum([len(name) + len(value) + ENTRY_OVERHEAD for name, value in fields])
+        if len(self._runs) >= _RUNS:
+            self._runs.clear()
+        self._runs[run] = known
+        return known
+
+    def _check_size(self, total: int, count: int) -> None:
+        if total > self.list_limit:
+            raise HeaderListTooLarge(f"{total} bytes of header fields, the limit is {self.list_limit}")
+        if count > MAX_FIELDS:
+            raise HeaderListTooLarge(f"{count} header fields, the limit is {MAX_FIELDS}")
 
     def _lookup(self, index: int) -> Field:
         if 0 < index <= _STATIC_COUNT:
@@ -223,6 +286,7 @@ class Decoder:
 
     def _insert(self, field: Field) -> None:
         self.generation += 1
+        self._runs.clear()
         size = len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
         if size > self._table_max:  # section 4.4: it empties the table and is not an error
             self._table.clear()
@@ -237,6 +301,7 @@ class Decoder:
             raise HpackFault(f"a table size of {size}, the limit announced is {self.table_limit}")
         if size != self._table_max:
             self.generation += 1
+            self._runs.clear()
             self._table_max = size
             self._evict()
 
@@ -262,14 +327,40 @@ def _encode_integer(value: int, prefix: int, first: int) -> bytes:
     return bytes(out)
 
 
+_ONE_BYTE = [bytes((value,)) for value in range(128)]
+
+
 def _encode_string(text: bytes) -> bytes:
     """A plain string literal. Huffman coding would cost more time here than the bytes cost on a socket."""
     length = len(text)
     return (bytes((length,)) if length < 0x7F else _encode_integer(length, 0x7F, 0)) + text
 
 
+_literal_names: dict[bytes, bytes] = {}
+
+
+def encode_literals(fields: Iterable[Field]) -> bytes:
+    """Fields as literals with literal names: what can stand behind any block, on any connection."""
+    parts: list[bytes] = []
+    for field in fields:
+        name, value = field
+        start = _literal_names.get(name)
+        if start is None:
+            start = _encode_string(name)
+            if len(_literal_names) >= _MEMO_ENTRIES:
+                _literal_names.clear()
+            if len(name) <= _MEMO_VALUE_BYTES:
+                _literal_names[name] = start
+        length = len(value)
+        parts.append(b"\x10" if type(field) is Sensitive else b"\x00")
+        parts.append(start)
+        parts.append(_ONE_BYTE[length] if length < 0x7F else _encode_integer(length, 0x7F, 0))
+        parts.append(value)
+    return b"".join(parts)
+
+
 # Fields whose values repeat from call to call. All others (ids, timeouts, tokens, dates) are never put in the table.
-_STABLE_NAMES = frozenset(
+STABLE_NAMES = frozenset(
     (
         b":method", b":scheme", b":path", b":authority", b":status", b"content-type", b"te", b"user-agent",
         b"grpc-accept-encoding", b"grpc-encoding", b"grpc-status", b"accept-encoding", b"server",
@@ -335,7 +426,7 @@ class Encoder:
         if position is not None:
             return _encode_integer(_STATIC_COUNT + self._inserted - position, 0x7F, 0x80)
         size = len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
-        if field[0] in _STABLE_NAMES and len(field[1]) <= _MAX_STABLE_VALUE and self._size + size <= self._table_max:
+        if field[0] in STABLE_NAMES and len(field[1]) <= _MAX_STABLE_VALUE and self._size + size <= self._table_max:
             literal = self._encode_literal(field, 0x3F, 0x40)
             self._fields[field] = self._inserted
             self._names.setdefault(field[0], self._inserted)

@@ -5,6 +5,8 @@ byte leads to and which symbols it completes (two at most, since the shortest co
 when first needed, because real traffic uses few of the 65,536.
 """
 
+from typing import cast
+
 from proxy.http2.errors import HpackFault
 
 # Appendix B: for symbol i (256 is EOS) the code, right-aligned, and its length in bits.
@@ -72,6 +74,7 @@ def _padding_nodes(nodes: list[list[int]]) -> frozenset[int]:
 _NODES = _build_tree()
 _PADDING = _padding_nodes(_NODES)
 _STEPS: list[tuple[int, bytes] | None] = [None] * (len(_NODES) * 256)
+_START = (0, b"")
 
 
 def _make_step(index: int) -> tuple[int, bytes]:
@@ -94,12 +97,22 @@ def _make_step(index: int) -> tuple[int, bytes]:
 
 def decode(data: bytes) -> bytes:
     """Decode a Huffman-coded string; HpackFault for EOS or padding that isn't the start of EOS."""
-    state = 0
-    parts = []
-    steps = _STEPS
-    for byte in data:
-        state, symbols = steps[state | byte] or _make_step(state | byte)
-        parts.append(symbols)
-    if state >> 8 not in _PADDING:
+    step = _START
+    steps = cast("list[tuple[int, bytes]]", _STEPS)
+    try:
+        parts = [(step := steps[step[0] | byte])[1] for byte in data]
+    except TypeError:  # a step that isn't there yet
+        step, parts = _make_steps(data)
+    if step[0] >> 8 not in _PADDING:
         raise HpackFault("bad padding of a Huffman-coded string (RFC 7541 section 5.2)")
     return b"".join(parts)
+
+
+def _make_steps(data: bytes) -> tuple[tuple[int, bytes], list[bytes]]:
+    """The last step of `data`, and the symbols of each, with the steps that are missing made."""
+    step = _START
+    parts = []
+    for byte in data:
+        step = _STEPS[step[0] | byte] or _make_step(step[0] | byte)
+        parts.append(step[1])
+    return step, parts

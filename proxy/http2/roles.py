@@ -10,6 +10,7 @@ from proxy.http2.connection import Connection
 from proxy.http2.errors import ConnectionFault, ErrorCode
 from proxy.http2.headers import (
     HeaderBlock,
+    Passing,
     RequestHead,
     ResponseHead,
     intern_request,
@@ -17,7 +18,11 @@ from proxy.http2.headers import (
     intern_response_trailers,
     intern_trailers,
 )
+from proxy.http2.hpack import MAX_FIELDS
+from proxy.http2.sender import Sender
 from proxy.http2.stream import Stream
+
+_LAST_OPENED = frames.MAX_STREAM_ID - 2
 
 
 class ServerConnection(Connection):
@@ -53,7 +58,10 @@ class ServerConnection(Connection):
             return
         if stream_id & 1 == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream identifier is even")
-        head = self._heads.get(block) or self._decode(block, self._heads, intern_request)
+        passing = None
+        head = self._heads.get(block)
+        if head is None:
+            head, passing = self._decode(block, self._heads, intern_request)
         if stream_id > self.goaway_last:
             return  # GOAWAY said so; the client will repeat it elsewhere
         self.last_remote_id = stream_id
@@ -65,6 +73,7 @@ class ServerConnection(Connection):
             return
         stream = self.streams[stream_id] = self.new_stream(stream_id)
         stream.remote_closed = end
+        stream.passing = passing
         if head is None:
             self.on_request_too_large(stream, self._decoder.list_limit)
             return
@@ -74,14 +83,6 @@ class ServerConnection(Connection):
         elif head.content_length is None or self._expect(stream, head.content_length, end):
             self.on_request(stream, head, end)
 
-    def _expect(self, stream: Stream, content_length: int, end: bool) -> bool:
-        """Remember content-length; False where the request has ended already and has none of it."""
-        if end and content_length:
-            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "content-length without data")
-            return False
-        stream.expect = content_length
-        return True
-
     def _receive_late_block(self, stream_id: int, end: bool, block: bytes) -> None:
         """A header section on a stream that was opened before: trailers, or a mistake."""
         stream = self.streams.get(stream_id)
@@ -89,6 +90,8 @@ class ServerConnection(Connection):
             if stream_id & 1 == 0:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream identifier is even")
             if stream_id not in self.resets:
+                if stream_id < self.last_remote_id > 2 * self._requests - 1:  # some were skipped: perhaps never used
+                    raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {stream_id} behind {self.last_remote_id}")
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
             self._decode(block, self._trailers, intern_trailers)
         elif stream.remote_closed:
@@ -101,7 +104,18 @@ class ServerConnection(Connection):
 class ClientConnection(Connection):
     """The side that makes requests."""
 
-    __slots__ = ()
+    __slots__ = ("_peer_last",)
+
+    def __init__(
+        self,
+        wake: list[Sender],
+        stream_window: int,
+        max_streams: int,
+        header_list: int,
+        first_window: int | None = None,
+    ) -> None:
+        self._peer_last = frames.MAX_STREAM_ID  # the last stream that the peer's GOAWAYs leave standing
+        super().__init__(wake, stream_window, max_streams, header_list, first_window)
 
     intern_trailers = staticmethod(intern_response_trailers)
 
@@ -114,20 +128,28 @@ class ClientConnection(Connection):
     def on_refused(self, stream: Stream, code: int, debug: bytes) -> None:
         """GOAWAY says that this request was not processed; the stream is already gone."""
 
+    @property
+    def used_up(self) -> bool:
+        """No stream identifiers are left (section 5.1.1): what runs may finish, what is new needs a new connection."""
+        return self.last_local_id >= _LAST_OPENED
+
     def room(self) -> int:
         """How many streams may be opened now; the peer's limit holds from its SETTINGS on."""
-        if self.closed or self.goaway_received or self.last_local_id >= frames.MAX_STREAM_ID - 2:
+        if self.closed or self.goaway_received or self.last_local_id >= _LAST_OPENED:
             return 0
         limit = self.peer.max_streams
         return (limit if limit < self.max_streams else self.max_streams) - len(self.streams)
 
-    def open_stream(self, head: HeaderBlock, end: bool) -> Stream:
-        """Send a request. The identifier is given here and its HEADERS leave in order; see `room` first."""
+    def open_stream(self, head: HeaderBlock, end: bool, passing: Passing | None = None) -> Stream:
+        """Send a request. The identifier is given here and its HEADERS leave in order; see `room` first.
+
+        For a HEAD request set the stream's `expect` to 0: no content follows, whatever the response's content-length.
+        """
         stream_id = self.last_local_id + 2 if self.last_local_id else 1
         self.last_local_id = stream_id
-        stream = Stream(self, stream_id, self.stream_window, self.peer.initial_window)
+        stream = Stream(self, stream_id, self.first_window, self.peer.initial_window)
         self.streams[stream_id] = stream
-        self.send_headers(stream, head, end)
+        self.send_headers(stream, head, end, passing)
         return stream
 
     def _preface(self) -> bytes:
@@ -137,8 +159,12 @@ class ClientConnection(Connection):
         return {settings.ENABLE_PUSH: 0}
 
     def _goaway(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if len(payload) >= 8 and frames.uint31(payload) > self._peer_last:
+            # What lies between was given up, and perhaps sent again elsewhere, on the word that nobody works on it.
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY with a higher last stream than before")
         super()._goaway(stream_id, flags, payload)
-        last, code = frames.uint31(payload), frames.uint32(payload, 4)
+        self._peer_last = last = frames.uint31(payload)
+        code = frames.uint32(payload, 4)
         for stream in [stream for stream in self.streams.values() if stream.id > last]:
             self._remove(stream)
             self.on_refused(stream, code, payload[8:])
@@ -154,6 +180,8 @@ class ClientConnection(Connection):
         if stream is None:
             self._check_not_idle(stream_id, "HEADERS")
             self._decode(block, self._trailers, self.intern_trailers)
+            # Section 5.1 allows a connection error, but this connection carries the calls of many.
+            self._fault_on(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
             return
         if stream.remote_closed:
             self._decode(block, self._trailers, self.intern_trailers)
@@ -161,11 +189,15 @@ class ClientConnection(Connection):
         elif stream.head_seen:
             self._receive_trailers(stream, end, block)
         else:
-            self._response(stream, end, self._heads.get(block) or self._decode(block, self._heads, intern_response))
+            head = self._heads.get(block)
+            stream.passing = None
+            if head is None:
+                head, stream.passing = self._decode(block, self._heads, intern_response)
+            self._response(stream, end, head)
 
     def _response(self, stream: Stream, end: bool, head: HeaderBlock | None) -> None:
         if head is None:
-            reason = f"a header list of more than {self._decoder.list_limit} bytes"
+            reason = f"a header list of more than {self._decoder.list_limit} bytes or {MAX_FIELDS} fields"
             self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, reason)
             return
         assert isinstance(head, ResponseHead)
@@ -178,9 +210,9 @@ class ClientConnection(Connection):
         if head.status < 200:
             self.on_informational(stream, head)
             return
+        if head.expect >= 0 and stream.expect < 0 and not self._expect(stream, head.expect, end):
+            return
         stream.head_seen = True
-        if head.content_length is not None and not end:
-            stream.expect = head.content_length
         stream.remote_closed = end
         self.on_response(stream, head, end)
         if end and stream.local_closed:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from proxy.http2 import frames
 from proxy.http2.frames import DATA, DEFAULT_MAX_FRAME, END_HEADERS, END_STREAM, FRAME_HEADER, HEADERS
-from proxy.http2.headers import HeaderBlock
+from proxy.http2.headers import HeaderBlock, Passing
 from proxy.http2.hpack import Encoder
 from proxy.http2.settings import Settings
 from proxy.http2.stream import Backlog, Stream
@@ -37,7 +37,7 @@ class Sender:
         "_encoder",
         "blocked",
         "closed",
-        "credit_step",
+        "credit_received",
         "data_sent",
         "dirty",
         "goaway_last",
@@ -47,9 +47,12 @@ class Sender:
         "out_size",
         "paused",
         "peer",
+        "queued",
         "resets",
         "send_window",
+        "stream_window",
         "streams",
+        "stuck",
         "wake",
         "wire",
     )
@@ -61,6 +64,7 @@ class Sender:
         self.out_size = 0
         self.dirty = False
         self.data_sent = 0  # DATA frames
+        self.credit_received = 0  # bytes that WINDOW_UPDATE has given the connection
         self.paused = False
         self.closed = False
         self.goaway_last = frames.MAX_STREAM_ID  # streams above it are ignored
@@ -71,7 +75,9 @@ class Sender:
         self.resets: dict[int, None] = {}  # streams that we reset: frames for them may still be on their way
         self.last_local_id = 0
         self.last_remote_id = 0
-        self.credit_step = stream_window // 2
+        self.stream_window = stream_window
+        self.queued = 0  # bytes that wait in the backlogs of this connection's streams
+        self.stuck = 0  # bytes that came here and wait in the backlogs of streams elsewhere
         self._encoder = Encoder()
         self._encoded: dict[HeaderBlock, bytes] = {}
         self._encoded_generation = 0
@@ -80,6 +86,18 @@ class Sender:
 
     def on_stream_closed(self, stream: Stream) -> None:
         """A stream has left the table, for whatever reason."""
+
+    def on_stuck(self, stream: Stream) -> None:
+        """More of what came on this stream waits in a backlog elsewhere, see `stuck`."""
+
+    def growth(self, stream: Stream) -> int:
+        """By how many bytes the window of a stream may grow that hasn't `stream_window` yet."""
+        return self.stream_window - stream.window
+
+    @property
+    def data_bytes_sent(self) -> int:
+        """Bytes of messages that were ever sent; without counting them one by one."""
+        return frames.DEFAULT_WINDOW + self.credit_received - self.send_window
 
     # -- output
 
@@ -121,11 +139,15 @@ class Sender:
             self._encoded_generation = self._encoder.generation
             self._encoded.clear()
 
-    def send_headers(self, stream: Stream, block: HeaderBlock, end: bool = False) -> None:
+    def send_headers(
+        self, stream: Stream, block: HeaderBlock, end: bool = False, passing: Passing | None = None
+    ) -> None:
         """A header section: a request, a response, an informational response."""
         if stream.local_closed:
             return
         data = self._encoded.get(block) or self._encode(block)
+        if passing is not None:
+            data += passing.encoded
         length = len(data)
         if length <= DEFAULT_MAX_FRAME:
             flags = END_HEADERS | END_STREAM if end else END_HEADERS
@@ -139,12 +161,13 @@ class Sender:
         if end:
             self._local_end(stream)
 
-    def send_trailers(self, stream: Stream, block: HeaderBlock) -> None:
+    def send_trailers(self, stream: Stream, block: HeaderBlock, passing: Passing | None = None) -> None:
         """The trailer section, behind all data that still waits."""
         if stream.backlog is not None:
             stream.backlog.trailers = block
+            stream.backlog.passing = passing
         else:
-            self.send_headers(stream, block, end=True)
+            self.send_headers(stream, block, True, passing)
 
     # -- data
 
@@ -152,10 +175,10 @@ class Sender:
         """Send or queue a piece of a message. What is sent is credited to the stream's partner at once."""
         size = len(chunk)
         if (
-            stream.backlog is not None
-            or size > stream.send_window
+            size > stream.send_window
             or size > self.send_window
-            or size > self.peer.max_frame
+            or size > DEFAULT_MAX_FRAME
+            or stream.backlog is not None
             or self.paused
             or stream.local_closed
         ):
@@ -163,8 +186,9 @@ class Sender:
             return
         stream.send_window -= size
         self.send_window -= size
-        self.out.append(_pack(size >> 8, size & 0xFF, DATA, 1 if end else 0, stream.id))
-        self.out.append(chunk)
+        out = self.out
+        out.append(_pack(size >> 8, size & 0xFF, DATA, 1 if end else 0, stream.id))
+        out.append(chunk)
         self.out_size += size + 9
         self.data_sent += 1
         if not self.dirty:
@@ -172,7 +196,11 @@ class Sender:
             self.wake.append(self)
         partner = stream.partner
         if partner is not None and not partner.remote_closed:
-            partner.conn.credit(partner, size)
+            unacked = partner.unacked + size
+            if unacked >= partner.window >> 1:
+                partner.conn.credit(partner, size)
+            else:
+                partner.unacked = unacked
         if end:
             self._local_end(stream)
 
@@ -183,7 +211,14 @@ class Sender:
         if backlog is None:
             backlog = stream.backlog = Backlog()
         backlog.add(chunk, end)
+        size = len(chunk)
+        self.queued += size
+        if stream.partner is not None:
+            stream.partner.conn.stuck += size
         self.pump_stream(stream)
+        partner = stream.partner
+        if partner is not None and stream.backlog is not None:
+            partner.conn.on_stuck(partner)
 
     def pump_stream(self, stream: Stream) -> None:
         """Send what the windows allow of one stream's backlog; `blocked` if not its own window stops it."""
@@ -214,6 +249,7 @@ class Sender:
         stream.send_window -= size
         self.send_window -= size
         self.data_sent += 1
+        self._left_backlog(stream, backlog, size)
         end = backlog.end and not chunks
         if size or end:
             self._emit(_pack(size >> 8, size & 0xFF, DATA, END_STREAM if end else 0, stream.id) + chunk)
@@ -224,17 +260,25 @@ class Sender:
             self._backlog_sent(stream, backlog)
         return True
 
+    def _left_backlog(self, stream: Stream, backlog: Backlog, size: int) -> None:
+        backlog.waiting -= size
+        self.queued -= size
+        if stream.partner is not None:
+            stream.partner.conn.stuck -= size
+
     def _backlog_sent(self, stream: Stream, backlog: Backlog) -> None:
         stream.backlog = None
         self.blocked.pop(stream, None)
         if backlog.end:
             self._local_end(stream)
         elif backlog.trailers is not None:
-            self.send_headers(stream, backlog.trailers, end=True)
+            self.send_headers(stream, backlog.trailers, True, backlog.passing)
 
     def drop_backlog(self, stream: Stream) -> None:
         """Throw away what waits for the peer's window: the stream goes on, or ends, without it."""
-        if stream.backlog is not None:
+        backlog = stream.backlog
+        if backlog is not None:
+            self._left_backlog(stream, backlog, backlog.waiting)
             stream.backlog = None
             self.blocked.pop(stream, None)
 
@@ -265,11 +309,23 @@ class Sender:
     def credit(self, stream: Stream, size: int) -> None:
         """`size` bytes that came on this stream were forwarded: the peer may send as many more, in due course."""
         unacked = stream.unacked + size
-        if unacked >= self.credit_step and not stream.remote_closed:
+        if unacked >= stream.window >> 1 and not stream.remote_closed:
+            if stream.window < self.stream_window:
+                more = self.growth(stream)
+                stream.window += more
+                unacked += more
             self._emit(frames.window_update(stream.id, unacked))
             stream.recv_window += unacked
             unacked = 0
         stream.unacked = unacked
+
+    def widen(self, stream: Stream) -> None:
+        """Let a stream have its whole window, as far as `growth` allows, before anything has come."""
+        more = self.growth(stream)
+        if more:
+            stream.window += more
+            stream.recv_window += more
+            self._emit(frames.window_update(stream.id, more))
 
     def _local_end(self, stream: Stream) -> None:
         stream.local_closed = True

@@ -6,7 +6,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from proxy.http2.headers import HeaderBlock
+    from proxy.http2.headers import HeaderBlock, Passing
+    from proxy.http2.hpack import Field
     from proxy.http2.sender import Sender
 
 _SMALL_BYTES = 2048
@@ -20,19 +21,22 @@ class Backlog:
     joined, since a peer that sends single bytes would have us keep an object for each.
     """
 
-    __slots__ = ("chunks", "end", "size", "trailers")
+    __slots__ = ("chunks", "end", "passing", "size", "trailers", "waiting")
 
     def __init__(self) -> None:
         self.chunks: deque[bytes | bytearray] = deque()
         self.size = 0  # bytes that were ever added
+        self.waiting = 0  # bytes that are in it
         self.end = False  # END_STREAM goes with the last piece
         self.trailers: HeaderBlock | None = None
+        self.passing: Passing | None = None  # with the trailers
 
     def add(self, chunk: bytes | bytearray | memoryview, end: bool) -> None:
         """Add a piece; `end` when END_STREAM comes with it."""
         chunks = self.chunks
         if chunk or not chunks:
             self.size += len(chunk)
+            self.waiting += len(chunk)
             last = chunks[-1] if chunks else None
             if isinstance(last, bytearray) and len(last) + len(chunk) <= _JOINED_BYTES:
                 last += chunk
@@ -59,16 +63,19 @@ class Stream:
         "id",
         "local_closed",
         "partner",
+        "passing",
         "recv_window",
         "remote_closed",
         "send_window",
         "unacked",
+        "window",
     )
 
     def __init__(self, conn: Sender, stream_id: int, recv_window: int, send_window: int) -> None:
         self.conn = conn
         self.id = stream_id
         self.recv_window = recv_window
+        self.window = recv_window  # what recv_window is, or will be again, once all that came is forwarded
         self.send_window = send_window
         self.unacked = 0  # bytes forwarded for which no credit was returned yet
         self.expect = -1  # bytes of content-length still to come, or -1
@@ -77,3 +84,8 @@ class Stream:
         self.head_seen = False  # client role: the final response head has come
         self.partner: Stream | None = None
         self.backlog: Backlog | None = None
+        self.passing: Passing | None = None  # of the header section that came last
+
+    def section(self, block: HeaderBlock) -> list[Field]:
+        """All fields of the header section that came last and has this block."""
+        return [*block.fields, *(self.passing.fields if self.passing is not None else ())]

@@ -9,34 +9,43 @@ Rules:
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 from proxy.http2 import (
     Abuse,
-    Backlog,
     Buffer,
     ConnectionFault,
     ErrorCode,
     HeaderBlock,
+    Passing,
     RequestHead,
     ServerConnection,
     Stream,
     Trailers,
     error_name,
 )
+from proxy.http2.headers import list_size
 from proxy.http2.hpack import MAX_FIELDS
 from proxy.identity import Identity
 from proxy.inference import status
 from proxy.inference.calls import OTHER_METHOD
 from proxy.inference.status import Code
-from proxy.relay.facts import Facts
+from proxy.relay import kept
+from proxy.relay.facts import Facts, timeout_of
+from proxy.relay.kept import Held, Replayable
 from proxy.relay.relay import Relay, Wire, log
 from proxy.telemetry.log import throttled
 from proxy.upstream.link import UpstreamConnection
 
 _DROPPED_BODY = 65_535
+# Bytes of an answer that may come from the upstream before any of it was forwarded. Small, since a client can ask for
+# hundreds of answers at once and take none: what waits in the gate then is so much for each.
+FIRST_WINDOW = 4096
+_MORE_THAN_TAKEN = 2  # bytes that may wait for a client, for each that it has taken
+_WIDE_CALLS = 16  # how many calls get a wide window at once after one that had use for it
 
 
-class Call(Stream):
+class Call(Replayable):
     """A client's stream and what is known of the call on it; `partner` is the upstream stream, once there is one."""
 
     __slots__ = ("deadline_slot", "done", "facts", "held", "responding", "started")
@@ -50,30 +59,73 @@ class Call(Stream):
         self.responding = False  # a response head has gone to the client
         self.facts: Facts | None = None
         self.started = conn.relay.now
-        self.held: Backlog | None = None  # what came before there was an upstream connection
+        self.held: Held | None = None  # what came before there was an upstream connection
+        self.kept = kept.NOTHING
 
     # -- waiting for a connection (upstream.pool.Waiter)
+
+    @property
+    def owner(self) -> Downstream:
+        return self.conn
 
     def connected(self, conn: UpstreamConnection) -> None:
         """There is room on this connection: the request goes out with all that has come so far."""
         assert self.facts is not None
         held = self._take_held()
         assert held is not None
+        if self.too_large(self.facts.forward, held.request, conn):
+            return
         chunks = held.chunks
-        partner = conn.open_stream(self.facts.forward, held.end and not chunks)
+        partner = conn.open_stream(self.facts.forward, held.end and not chunks, held.request)
         partner.partner = self
         self.partner = partner
         while chunks:
             chunk = chunks.popleft()
+            self.keep(chunk)
             conn.send_data(partner, chunk, held.end and not chunks)
         if held.trailers is not None:
-            conn.send_trailers(partner, held.trailers)
+            self.forget_request(kept.HAS_TRAILERS)
+            conn.send_trailers(partner, held.trailers, held.passing)
 
-    def _take_held(self) -> Backlog | None:
+    def too_large(self, block: HeaderBlock, passing: Passing | None, conn: UpstreamConnection) -> bool:
+        """Answer the call if a header section of its request is larger than the upstream says that it takes.
+
+        SETTINGS_MAX_HEADER_LIST_SIZE is advisory, but some end the whole connection, which others share, over it.
+        """
+        size = list_size(block, passing)
+        limit = conn.peer.max_header_list
+        if size <= limit:
+            return False
+        self.answer(
+            Code.RESOURCE_EXHAUSTED,
+            f"the request's headers take {size} bytes, upstream {self.conn.relay.pool.address} takes {limit} "
+            "(its SETTINGS_MAX_HEADER_LIST_SIZE)",
+        )
+        return True
+
+    def replay(self, refused_by: UpstreamConnection) -> str | None:
+        """An upstream has not processed the request: send it again. Or say why it can't be."""
+        held = self.take_request()
+        if isinstance(held, str):
+            return held
+        if self.partner is not None:
+            self.conn.granted -= self.partner.window - FIRST_WINDOW
+        self.unlink()
+        relay = self.conn.relay
+        self.held = held
+        self.conn.hold(held.size)
+        conn = relay.pool.pick_other(refused_by)
+        if conn is not None:
+            self.connected(conn)
+        else:
+            self.conn.queue_up(self, refused_by)
+        return None
+
+    def _take_held(self) -> Held | None:
         held = self.held
         if held is not None:
             self.held = None
-            self.conn.relay.held_bytes -= held.size
+            self.conn.hold(-held.size)
         return held
 
     def not_connected(self, why: str) -> None:
@@ -94,7 +146,13 @@ class Call(Stream):
             waiting = "the rest of the upstream's response"
         else:
             waiting = "the upstream's response"
-        self.answer(Code.DEADLINE_EXCEEDED, f"deadline of {self.facts.timeout_text} passed waiting for {waiting}")
+        self.answer(Code.DEADLINE_EXCEEDED, f"deadline of {self.timeout():g} s passed waiting for {waiting}")
+
+    def timeout(self) -> float | None:
+        """grpc-timeout in seconds, whichever part of the header section has it; ValueError where it isn't one."""
+        assert self.facts is not None
+        timeout = timeout_of(self.passing) if self.passing is not None else None
+        return self.facts.timeout if timeout is None else timeout
 
     def answer(self, code: Code, message: str) -> None:
         """End the call with a status of the gate's own, behind what the client already has of a response."""
@@ -114,14 +172,19 @@ class Call(Stream):
             return
         self.done = True
         relay = self.conn.relay
+        if type(self.kept) is Held:
+            self.forget_request(kept.ANSWERED)
         if self.deadline_slot >= 0:
             relay.deadlines.remove(self)
         partner = self.partner
         if partner is None:
             relay.pool.forget(self)
             self._take_held()
-        elif not (partner.local_closed and partner.remote_closed):
-            partner.conn.reset(partner, ErrorCode.CANCEL)
+        else:
+            if partner.window != FIRST_WINDOW:
+                self.conn.granted -= partner.window - FIRST_WINDOW
+            if not (partner.local_closed and partner.remote_closed):
+                partner.conn.reset(partner, ErrorCode.CANCEL)
         facts = self.facts
         if facts is None:
             relay.counters.routes[OTHER_METHOD].add(code, relay.now - self.started)
@@ -155,11 +218,14 @@ class Call(Stream):
 class Downstream(ServerConnection):
     """One client's HTTP/2 connection. `peer_name` is its address, `identity` who its certificate says it is."""
 
-    __slots__ = ("identity", "peer_name", "relay")
+    __slots__ = ("granted", "held_bytes", "identity", "peer_name", "relay", "wide_calls")
 
     def __init__(self, relay: Relay, wire: Wire, peer_name: str, identity: Identity | None) -> None:
         self.relay = relay
         self.peer_name = peer_name
+        self.granted = 0  # bytes by which windows of streams upstream have grown on this client's account
+        self.held_bytes = 0  # of calls that wait for an upstream connection
+        self.wide_calls = 0
         self.identity = identity
         limits = relay.limits
         super().__init__(
@@ -170,6 +236,8 @@ class Downstream(ServerConnection):
         )
         self.wire = wire
         self.spenders = relay.spenders
+        relay.await_settings_ack(self)
+        relay.clients[self] = None
 
     def new_stream(self, stream_id: int) -> Call:
         return Call(self, stream_id, self.stream_window, self.peer.initial_window)
@@ -180,27 +248,42 @@ class Downstream(ServerConnection):
         facts: Facts | None = head.note
         if facts is None:
             facts = head.note = Facts(head, relay.counters.routes)
+            facts.forward.size = head.size - len(head.scheme) + len(b"http")
         call.facts = facts
         if facts.refusal is not None:
             if end or not facts.refuse_late:
                 self._refuse(call, facts)
             return
-        if facts.timeout is not None:
-            relay.add_deadline(call, facts.timeout)
+        timeout = facts.timeout
+        if call.passing is not None:
+            try:
+                timeout = call.timeout()
+            except ValueError as error:
+                call.answer(Code.INTERNAL, str(error))
+                return
+        if timeout is not None:
+            relay.add_deadline(call, timeout)
         if self._spent:
             # A client that has just reset streams may do so again with its next frame. What it opens and resets in one
             # read must not reach the upstream, which would end the connection that others share (CVE-2023-44487).
-            call.held = Backlog()
-            call.held.end = end
+            call.held = Held(call.passing, end)
             relay.deferred.append(call)
             return
-        conn = relay.pool.pick()
+        conn = relay.pool.pick(self)
         if conn is not None:
-            partner = conn.open_stream(facts.forward, end)
+            passing = call.passing
+            size = head.size if passing is None else head.size + passing.size_bound
+            if size > conn.peer.max_header_list and call.too_large(facts.forward, passing, conn):
+                return
+            partner = conn.open_stream(facts.forward, end, passing)
             partner.partner = call
             call.partner = partner
+            if self.wide_calls:
+                self.wide_calls -= 1
+                conn.widen(partner)
         else:
-            self._wait(call, end)
+            call.held = Held(call.passing, end)
+            self.queue_up(call)
 
     def _refuse(self, call: Call, facts: Facts) -> None:
         assert facts.refusal is not None
@@ -212,23 +295,24 @@ class Downstream(ServerConnection):
 
     def start_deferred(self, call: Call) -> None:
         """The read that a call came with is parsed, and the call still stands."""
-        conn = self.relay.pool.pick()
+        conn = self.relay.pool.pick(self)
         if conn is not None:
             call.connected(conn)
         else:
-            self._queue_up(call)
+            self.queue_up(call)
 
-    def _wait(self, call: Call, end: bool) -> None:
-        call.held = Backlog()
-        call.held.end = end
-        self._queue_up(call)
+    def carried(self) -> int:
+        """How many calls are on an upstream connection."""
+        return sum([call.partner is not None for call in self.streams.values()])
 
-    def _queue_up(self, call: Call) -> None:
+    def queue_up(self, call: Call, refused_by: UpstreamConnection | None = None) -> None:
+        """Let a call wait for an upstream connection with what it holds."""
         pool = self.relay.pool
-        if not pool.wait(call):
+        if not pool.wait(call, refused_by):
             call.answer(
                 Code.RESOURCE_EXHAUSTED,
-                f"{pool.max_waiting} calls already wait for upstream {pool.address} (limits.pending_requests)",
+                f"{pool.waiting} calls already wait for upstream {pool.address}, {pool.max_waiting} may, and no client "
+                "more than it leaves to others (limits.pending_requests)",
             )
 
     def on_request_too_large(self, call: Stream, limit: int) -> None:
@@ -243,12 +327,52 @@ class Downstream(ServerConnection):
         if call.done:
             call.unlink()
 
+    def on_settings_acked(self) -> None:
+        self.relay.settings_acked(self)
+
+    def hold(self, size: int) -> None:
+        """So many bytes more, or less, wait for an upstream connection."""
+        self.held_bytes += size
+        self.relay.held_bytes += size
+
+    def on_stuck(self, call: Stream) -> None:
+        assert isinstance(call, Call)
+        most = self.relay.limits.waiting_bytes_per_connection
+        if self.stuck + self.held_bytes > most:
+            call.answer(
+                Code.RESOURCE_EXHAUSTED,
+                f"{most} bytes of this connection's calls already wait for upstream {self.relay.pool.address} "
+                "(limits.waiting_bytes_per_connection)",
+            )
+
+    def answer_bytes_left(self, most: int) -> int:
+        """How many bytes of answers, `most` at most, may wait here besides what waits and what was allowed already.
+
+        A client that takes what it asks for gets wide windows after a few round trips on the gate's side. One that
+        doesn't read leaves little in the gate, however many calls it makes.
+        """
+        taken: int = self.data_bytes_sent - self.wire.unsent
+        allowed = min(_MORE_THAN_TAKEN * taken, self.relay.limits.waiting_bytes_per_connection)
+        left = min(most, max(allowed - self.granted - self.queued, 0))
+        if left:
+            self.wide_calls = _WIDE_CALLS
+        return left
+
+    def unforwarded(self, call: Stream) -> int:
+        """Bytes of a call that came and for which it got no credit yet: they wait for the upstream's window."""
+        under_way = self._data_left if self._data_stream is call else 0
+        return self.stream_window - call.recv_window - call.unacked - under_way
+
     def on_data(self, call: Stream, chunk: Buffer, end: bool) -> None:
+        assert isinstance(call, Call)
         partner = call.partner
         if partner is not None:
+            if not call.kept and type(chunk) is bytes and len(chunk) <= kept.SMALL:
+                call.kept = chunk
+            elif type(call.kept) is not str:
+                call.keep(chunk)
             partner.conn.send_data(partner, chunk, end)
             return
-        assert isinstance(call, Call)
         held = call.held
         facts = call.facts
         if facts is not None and facts.refusal is not None:
@@ -257,24 +381,29 @@ class Downstream(ServerConnection):
                 self._refuse(call, facts)
         elif held is not None:
             held.add(chunk, end)
+            self.hold(len(chunk))
             relay = self.relay
-            relay.held_bytes += len(chunk)
             if relay.held_bytes > relay.limits.pending_bytes:
                 call.answer(
                     Code.RESOURCE_EXHAUSTED,
                     f"calls that wait for upstream {relay.pool.address} hold {relay.limits.pending_bytes} bytes "
                     "already (limits.pending_bytes)",
                 )
+            else:
+                self.on_stuck(call)
 
     def on_trailers(self, call: Stream, trailers: Trailers) -> None:
         assert isinstance(call, Call)
         partner = call.partner
         if partner is not None:
-            partner.conn.send_trailers(partner, trailers)
+            call.forget_request(kept.HAS_TRAILERS)
+            if not call.too_large(trailers, call.passing, cast(UpstreamConnection, partner.conn)):
+                partner.conn.send_trailers(partner, trailers, call.passing)
         elif call.facts is not None and call.facts.refusal is not None:
             self._refuse(call, call.facts)
         elif call.held is not None:
             call.held.trailers = trailers
+            call.held.passing = call.passing
 
     def on_reset(self, call: Stream, code: int) -> None:
         """The client cancels, whatever its code; no client gets to send others to an upstream that all share."""
@@ -302,8 +431,11 @@ class Downstream(ServerConnection):
     def lost(self) -> None:
         """The transport is gone: all calls are cancelled."""
         self.closed = True
+        self.relay.settings_acked(self)
+        self.relay.clients.pop(self, None)
         for call in list(self.streams.values()):
             assert isinstance(call, Call)
+            self.drop_backlog(call)
             call.finish(Code.CANCELLED)
         self.streams.clear()
         self.blocked.clear()

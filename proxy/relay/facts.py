@@ -5,7 +5,7 @@ Nothing here may depend on the connection or the client: the same block serves a
 
 from __future__ import annotations
 
-from proxy.http2 import HeaderBlock, RequestHead
+from proxy.http2 import HeaderBlock, Passing, RequestHead
 from proxy.inference import calls, status
 from proxy.inference.status import Code
 from proxy.telemetry.metrics import Route
@@ -27,14 +27,12 @@ class Facts:
         "refuse_late",
         "route",
         "timeout",
-        "timeout_text",
     )
 
     def __init__(self, head: RequestHead, routes: dict[str, Route]) -> None:
         self.path = head.path.decode("latin-1")
         self.route = routes[calls.method_label(head.path)]
         self.timeout: float | None = None
-        self.timeout_text = ""
         self.refusal: HeaderBlock | None = None
         self.refusal_body = b""
         self.refuse_late = False  # when the request has ended: HTTP clients lose an answer with a reset behind it
@@ -52,17 +50,20 @@ class Facts:
             self.refusal, self.refusal_body = _not_grpc(head)
             self.refuse_late = True
             return
-        timeout = head.get(b"grpc-timeout")
-        if timeout is not None:
-            try:
-                self.timeout = min(calls.parse_timeout(timeout), _MAX_TIMEOUT)
-                self.timeout_text = f"{self.timeout:g} s"
-            except ValueError as error:
-                self._refuse(Code.INTERNAL, str(error))
+        try:
+            self.timeout = timeout_of(head)
+        except ValueError as error:
+            self._refuse(Code.INTERNAL, str(error))
 
     def _refuse(self, code: Code, message: str) -> None:
         self.refusal_code = code
         self.refusal = HeaderBlock(status.trailers_only(code, message), checked=True)
+
+
+def timeout_of(fields: RequestHead | Passing) -> float | None:
+    """The call's grpc-timeout in seconds; ValueError, in words for the client, where it isn't one."""
+    timeout = fields.get(b"grpc-timeout")
+    return None if timeout is None else min(calls.parse_timeout(timeout), _MAX_TIMEOUT)
 
 
 def _not_grpc(head: RequestHead) -> tuple[HeaderBlock, bytes]:

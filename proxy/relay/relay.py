@@ -9,18 +9,20 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.config.model import Limits
-from proxy.http2 import Buffer, Connection, Sender
+from proxy.config.model import Limits, Timeouts
+from proxy.http2 import Abuse, Buffer, Connection, ConnectionFault, ErrorCode, Sender, guards
 from proxy.relay.deadlines import SLOT_SECONDS, Deadlines
 from proxy.telemetry.metrics import Counters
 
 if TYPE_CHECKING:
-    from proxy.relay.downstream import Call
+    from proxy.relay.downstream import Call, Downstream
     from proxy.upstream.pool import Pool
 
 log = logging.getLogger("tensorgate")
 
 _MISBEHAVED = 10_000
+_UNREAD_BYTES = 262_144
+_TAKEN_PER_SECOND = 4096
 _REMEMBERED_SECONDS = 10.0
 
 
@@ -32,6 +34,11 @@ def _address(peer_name: str) -> str:
 class Wire(Protocol):
     """Where a connection's output goes."""
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer's socket has not taken yet."""
+        ...
+
     def write(self, out: list[Buffer], size: int) -> None: ...
 
     def close(self, why: str) -> None: ...
@@ -42,7 +49,9 @@ class Wire(Protocol):
 class Relay:
     """Shared by all connections. `now` is the monotonic time of the read, timer or event being worked on."""
 
-    def __init__(self, counters: Counters, limits: Limits, access_log: bool) -> None:
+    def __init__(self, counters: Counters, limits: Limits, access_log: bool, timeouts: Timeouts | None = None) -> None:
+        """Of `timeouts`, handshake is what a peer, client or upstream, has for acknowledging our SETTINGS, too."""
+        timeouts = timeouts or Timeouts()
         self.counters = counters
         self.limits = limits
         self.access_log = access_log
@@ -53,7 +62,13 @@ class Relay:
         self.pool: Pool
         self.deferred: list[Call] = []  # calls that go upstream when the read they came with is parsed
         self._misbehaved: dict[str, float] = {}  # address -> until when its new connections have to wait
+        self._unacknowledged: dict[Connection, float] = {}  # whose peer owes us a SETTINGS ACK -> since when, in order
+        self._ack_timeout = timeouts.handshake
+        self._unread_timeout = timeouts.unread
         self.held_bytes = 0  # of calls that wait for an upstream connection
+        self.kept_bytes = 0  # of requests that could be sent again, see `kept`
+        self.clients: dict[Downstream, None] = {}
+        self._reluctant: dict[Downstream, tuple[int, float]] = {}  # with much that waits -> (bytes sent, since when)
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
@@ -89,10 +104,48 @@ class Relay:
                 call.conn.start_deferred(call)
 
     def refill(self) -> None:
-        """A second has passed: budgets of http2.guards are full again."""
+        """A second has passed: budgets of http2.guards are full again, and some peer may have let its time pass."""
         for conn in self.spenders:
             conn.refill()
         self.spenders.clear()
+        if self._unacknowledged:
+            self._end_unacknowledged()
+        self._end_reluctant()
+
+    def _end_reluctant(self) -> None:
+        """Give up on clients that leave much unread and take next to nothing of it."""
+        self.begin()
+        before, self._reluctant = self._reluctant, {}
+        for client in [client for client in self.clients if client.queued > _UNREAD_BYTES]:
+            sent = client.data_bytes_sent - client.wire.unsent
+            mark, since = before.get(client, (sent, self.now))
+            if sent - mark >= _TAKEN_PER_SECOND * self._unread_timeout:
+                mark, since = sent, self.now
+            if self.now - since < self._unread_timeout:
+                self._reluctant[client] = mark, since
+                continue
+            reason = f"{client.queued} bytes of answers not read for {self._unread_timeout:g} s (timeouts.unread)"
+            client.fail(Abuse(guards.UNREAD_ANSWERS, reason))
+        self.flush()
+
+    def await_settings_ack(self, conn: Connection) -> None:
+        """The peer has, or is about to get, our SETTINGS."""
+        self._unacknowledged[conn] = self.now
+
+    def settings_acked(self, conn: Connection) -> None:
+        """The peer has acknowledged them, or is gone."""
+        self._unacknowledged.pop(conn, None)
+
+    def _end_unacknowledged(self) -> None:
+        """SETTINGS_TIMEOUT for those that are late (RFC 9113 section 6.5.3)."""
+        self.begin()
+        late = [conn for conn, since in self._unacknowledged.items() if self.now - since >= self._ack_timeout]
+        for conn in late:
+            self.settings_acked(conn)
+            reason = f"no acknowledgement of SETTINGS within {self._ack_timeout:g} s (timeouts.handshake)"
+            conn.fail(ConnectionFault(ErrorCode.SETTINGS_TIMEOUT, reason))
+        if late:
+            self.flush()
 
     def remember_abuse(self, peer_name: str) -> None:
         """A client's connection was ended for abuse: the next ones from its address start slowly, see `Listener`."""

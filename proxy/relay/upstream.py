@@ -13,14 +13,17 @@ from proxy.http2 import (
     ConnectionFault,
     ErrorCode,
     HeaderBlock,
+    Passing,
     ResponseHead,
     Stream,
     Trailers,
     error_name,
 )
+from proxy.http2.headers import list_size
 from proxy.inference import calls, status
 from proxy.inference.status import Code
-from proxy.relay.downstream import Call
+from proxy.relay.downstream import FIRST_WINDOW, Call
+from proxy.relay.kept import ANSWERED, Held
 from proxy.relay.relay import Relay
 from proxy.upstream.link import UpstreamConnection
 
@@ -42,11 +45,24 @@ class Upstream(UpstreamConnection):
         self._fault = ""
         limits = relay.limits
         super().__init__(
-            relay.wake, limits.stream_window_bytes, limits.streams_per_upstream_connection, _HEADER_LIST
+            relay.wake,
+            limits.stream_window_bytes,
+            limits.streams_per_upstream_connection,
+            _HEADER_LIST,
+            FIRST_WINDOW,
         )
 
     def _name(self) -> str:
         return f"upstream {self.pool.address}"
+
+    def growth(self, stream: Stream) -> int:
+        """A stream begins with a small window. It grows as far as its client has shown that it takes what comes."""
+        call = stream.partner
+        if not isinstance(call, Call):
+            return 0
+        more = call.conn.answer_bytes_left(self.stream_window - stream.window)
+        call.conn.granted += more
+        return more
 
     # -- answers
 
@@ -63,15 +79,37 @@ class Upstream(UpstreamConnection):
         if end and code is None:
             call.answer(Code.INTERNAL, f"{self._name()} ended its response without grpc-status")
             return
+        passing = stream.passing
+        size = head.size if passing is None else head.size + passing.size_bound
+        if size > call.conn.peer.max_header_list and self._too_large(call, code, head, passing):
+            return
         call.responding = True
-        call.conn.send_headers(call, head, end)
+        if type(call.kept) is Held:
+            call.forget_request(ANSWERED)
+        call.kept = ANSWERED
+        call.conn.send_headers(call, head, end, passing)
         if end:
             call.finish(code or Code.OK)
 
     def on_informational(self, stream: Stream, head: ResponseHead) -> None:
         call = stream.partner
         assert isinstance(call, Call)
-        call.conn.send_headers(call, head)
+        call.forget_request(ANSWERED)
+        if list_size(head, stream.passing) <= call.conn.peer.max_header_list:
+            call.conn.send_headers(call, head, False, stream.passing)
+
+    def _too_large(self, call: Call, code: Code | None, block: HeaderBlock, passing: Passing | None) -> bool:
+        """Answer a call whose response has a header section larger than its client says that it takes: some clients end
+        their connection over one."""
+        size, limit = list_size(block, passing), call.conn.peer.max_header_list
+        if size <= limit:
+            return False
+        call.answer(
+            code or Code.RESOURCE_EXHAUSTED,
+            f"{self._name()} answered with headers of {size} bytes, the client takes {limit} "
+            "(its SETTINGS_MAX_HEADER_LIST_SIZE)",
+        )
+        return True
 
     def on_data(self, stream: Stream, chunk: Buffer, end: bool) -> None:
         call = stream.partner
@@ -92,7 +130,11 @@ class Upstream(UpstreamConnection):
             if code is None:
                 call.answer(Code.INTERNAL, f"{self._name()} ended its response without grpc-status")
                 return
-        call.conn.send_trailers(call, trailers)
+        passing = stream.passing
+        size = trailers.size if passing is None else trailers.size + passing.size_bound
+        if size > call.conn.peer.max_header_list and self._too_large(call, code, trailers, passing):
+            return
+        call.conn.send_trailers(call, trailers, passing)
         call.finish(code)
 
     # -- endings
@@ -101,9 +143,13 @@ class Upstream(UpstreamConnection):
         """RST_STREAM crosses the gate as it came; the client makes a status of it."""
         call = stream.partner
         assert isinstance(call, Call)
-        if not call.done:
-            call.conn.reset(call, code)
-            call.finish(status.from_reset(code))
+        if call.done:
+            return
+        if code == ErrorCode.REFUSED_STREAM and not call.responding:
+            self._unprocessed(call, f"{self._name()} refused the call: {error_name(code)}")
+            return
+        call.conn.reset(call, code)
+        call.finish(status.from_reset(code))
 
     def on_stream_fault(self, stream: Stream, code: ErrorCode, reason: str) -> None:
         call = stream.partner
@@ -113,7 +159,13 @@ class Upstream(UpstreamConnection):
     def on_refused(self, stream: Stream, code: int, debug: bytes) -> None:
         call = stream.partner
         assert isinstance(call, Call)
-        call.answer(Code.UNAVAILABLE, f"{self._name()} went away before it took the call{_goaway_text(code, debug)}")
+        self._unprocessed(call, f"{self._name()} went away before it took the call{_goaway_text(code, debug)}")
+
+    def _unprocessed(self, call: Call, what: str) -> None:
+        """The request was not processed, so it is safe to send it again (RFC 9113 section 8.7)."""
+        why_not = call.replay(self)
+        if why_not is not None:
+            call.answer(Code.UNAVAILABLE, f"{what}; the request was not sent again: {why_not}")
 
     def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
         if code:
@@ -123,9 +175,10 @@ class Upstream(UpstreamConnection):
             self.link.close("it went away", orderly=True)
 
     def on_stream_closed(self, stream: Stream) -> None:
-        if self.goaway_received or self.last_local_id >= 2**31 - 3:
+        if self.goaway_received or self.used_up:
             if not self.streams:
-                self.link.close("it went away", orderly=True)
+                why = "it went away" if self.goaway_received else "its stream identifiers are used up"
+                self.link.close(why, orderly=True)
         elif self.pool.waiting:
             self.pool.serve()
 
@@ -141,15 +194,21 @@ class Upstream(UpstreamConnection):
     def on_settings(self) -> None:
         if not self._settings_seen:
             self._settings_seen = True
+            self.relay.await_settings_ack(self)
             if not self.link.ready.done():
                 self.link.ready.set_result(None)
         elif self.pool.waiting:
             self.pool.serve()
 
+    def on_settings_acked(self) -> None:
+        self.relay.settings_acked(self)
+
     def on_link_lost(self, why: str) -> None:
+        self.relay.settings_acked(self)
         why = self._fault or why
         for stream in list(self.streams.values()):
             call = stream.partner
+            self.drop_backlog(stream)
             stream.local_closed = stream.remote_closed = True
             assert isinstance(call, Call)
             call.answer(Code.UNAVAILABLE, f"{self._name()}: {why}")
@@ -161,7 +220,8 @@ def _judge_response(head: ResponseHead) -> tuple[Code | None, str | None]:
     """(grpc-status of a trailers-only answer or None, what is wrong with it as a gRPC response or None)."""
     content_type = head.get(b"content-type")
     if head.status != 200:
-        return status.read(head.fields) or status.from_http(head.status), f"HTTP status {head.status} instead of gRPC"
+        shown = (head.get(b":status") or b"").decode()
+        return status.read(head.fields) or status.from_http(head.status), f"HTTP status {shown} instead of gRPC"
     if content_type is not None and not calls.is_grpc(content_type):
         text = content_type[:64].decode("latin-1")
         return Code.UNKNOWN, f"a response of type {text} instead of gRPC"

@@ -7,7 +7,7 @@ labels are made when the page is scraped. Every label has a fixed set of values.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -90,7 +90,7 @@ class GateCollector(Collector):
         streams_open: Callable[[], int],
         connections_open: Callable[[], int],
         upstreams: Callable[[], list[tuple[str, int, int]]],
-        expiries: Callable[[], dict[str, float]],
+        expiries: Callable[[], Mapping[str, float]],
     ) -> None:
         self._counters = counters
         self._streams_open = streams_open

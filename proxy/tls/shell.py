@@ -15,10 +15,13 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from proxy.http2 import Buffer
+from proxy.telemetry.metrics import Counters
 from proxy.tls import reasons
 from proxy.tls.reasons import Reason
 
 _READ_BYTES = 65_536
+_VIEW_FROM = 16_384
+_FULL_READS = 4
 _RECORD_BYTES = 16_640  # the longest TLS record with its overhead
 _PLAIN_BYTES = 16_384  # the most that one record carries
 _WRITE_HIGH = 262_144
@@ -28,6 +31,8 @@ _UNREAD_LIMIT = 4 * 1024 * 1024
 
 # One buffer for all connections: the event loop fills it and calls buffer_updated before it asks for it again.
 _read_buffer = memoryview(bytearray(_READ_BYTES))
+# What was decrypted of one read and of the record that it completed.
+_plain_buffer = memoryview(bytearray(_READ_BYTES + _RECORD_BYTES))
 
 
 class Session(Protocol):
@@ -35,7 +40,7 @@ class Session(Protocol):
 
     paused: bool
 
-    def receive(self, data: bytes) -> None: ...
+    def receive(self, data: bytes | memoryview) -> None: ...
 
     def resume(self) -> None: ...
 
@@ -46,6 +51,7 @@ class Host(Protocol):
     """What all connections of a listener share."""
 
     context: ssl.SSLContext
+    counters: Counters
     begin: Callable[[], None]
     flush: Callable[[], None]
 
@@ -61,7 +67,6 @@ class Host(Protocol):
 
     def closed(self, shell: Shell) -> None: ...
 
-    def count(self, received: int, sent: int) -> None: ...
 
 
 class Shell(asyncio.BufferedProtocol):
@@ -70,6 +75,7 @@ class Shell(asyncio.BufferedProtocol):
     __slots__ = (
         "_closing",
         "_cut",
+        "_full_reads",
         "_got_data",
         "_hold",
         "_host",
@@ -94,6 +100,7 @@ class Shell(asyncio.BufferedProtocol):
         self._closing = False
         self._got_data = False
         self._linger: asyncio.TimerHandle | None = None
+        self._full_reads = 0  # one after another
         self.session: Session | None = None
         self._hold = 0.0
         self.peer_name = "?"
@@ -116,11 +123,15 @@ class Shell(asyncio.BufferedProtocol):
         if self._closing:
             return
         host = self._host
-        host.count(nbytes, 0)
+        host.counters.downstream_received += nbytes
         if self.session is not None:
             host.begin()
             self._decrypt(self.session, _read_buffer[:nbytes])
             host.flush()
+            if nbytes == _READ_BYTES:
+                self._full_read()
+            else:
+                self._full_reads = 0
         elif self._tls is not None:
             self._incoming.write(_read_buffer[:nbytes])
             self._handshake()
@@ -128,6 +139,18 @@ class Shell(asyncio.BufferedProtocol):
             self._held_back(bytes(_read_buffer[:nbytes]))
         else:
             self._begin(bytes(_read_buffer[:nbytes]))
+
+    def _full_read(self) -> None:
+        """The event loop reads on while a socket has more, 32 times. The others get their turn before that."""
+        self._full_reads += 1
+        if self._full_reads == _FULL_READS and self._transport is not None and not self._closing:
+            self._full_reads = 0
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> None:
         """Closing a TCP connection without close_notify may cut a message short, but HTTP/2 frames say so."""
@@ -204,7 +227,8 @@ class Shell(asyncio.BufferedProtocol):
             self._say_close()
             self._fail(result)
             return
-        self._read = self._tls.read
+        # Given a buffer it returns how much it has put there.
+        self._read = cast(Callable[[int, memoryview], int], self._tls.read)
         self.session = result
         self._host.begin()
         self._send_outgoing()
@@ -225,52 +249,56 @@ class Shell(asyncio.BufferedProtocol):
         if self._cut:
             data = self._cut + data
             self._cut = b""
-        chunks: list[bytes] = []
-        pos, end = 0, len(data)
+        pos, end, size = 0, len(data), 0
         alive = True
         while alive and end - pos >= 5:
             stop = pos + 5 + (data[pos + 3] << 8 | data[pos + 4])
             if stop > end and stop - pos <= _RECORD_BYTES:
                 break
             self._incoming.write(data[pos:stop])
-            alive = self._read_record(chunks)
+            size, alive = self._read_record(size)
             pos = stop
         if pos < end:
             self._cut = bytes(data[pos:])
-        if chunks:
+        if size:
             if not self._got_data:
                 self._got_data = True
                 self._host.proved(self)
-            session.receive(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+            # A view holds until the flush behind this, which is all that the session asks for.
+            plain = _plain_buffer[:size]
+            session.receive(plain if size >= _VIEW_FROM else bytes(plain))
         if not alive:
             if not self._got_data:
                 self._got_data = True
                 self._host.failed(self, reasons.NO_PREFACE)
             self.close("the client ended TLS")
 
-    def _read_record(self, chunks: list[bytes]) -> bool:
-        """Decrypt what is in the BIO; False at close_notify, or where it is no TLS (an alert then goes out)."""
+    def _read_record(self, size: int) -> tuple[int, bool]:
+        """Decrypt what is in the BIO, behind the `size` bytes that there are -> (size, whether TLS goes on).
+
+        It doesn't at close_notify, or where what has come is no TLS (an alert then goes out).
+        """
         try:
             while self._incoming.pending:
-                data = self._read(_RECORD_BYTES)
-                if not data:
-                    return False
-                chunks.append(data)
+                read = self._read(_RECORD_BYTES, _plain_buffer[size:])
+                if not read:
+                    return size, False
+                size += read
         except ssl.SSLWantReadError:
             pass  # a record without data for us, such as a key update
         except ssl.SSLError as error:
             if not self._got_data:
                 self._got_data = True
                 self._host.failed(self, reasons.of_error(error))
-            return False
-        return True
+            return size, False
+        return size, True
 
     def write(self, out: list[Buffer], size: int) -> None:
         """Encrypt and send; the pieces of one read leave in as few records as they fit into."""
         transport = self._transport
         if self._tls is None or self._closing or transport is None:
             return
-        if transport.get_write_buffer_size() > _UNREAD_LIMIT:
+        if self.session is not None and self.session.paused and transport.get_write_buffer_size() > _UNREAD_LIMIT:
             # DATA waits in the streams while the transport is full; these are answers and resets without end.
             self._host.unread(self, _UNREAD_LIMIT)
             self._closing = True
@@ -283,11 +311,16 @@ class Shell(asyncio.BufferedProtocol):
                 self._send_outgoing()
                 return
             data = memoryview(b"".join(out))
-            sent = 0
+            records = []
+            sent = total = 0
             while sent < size:
                 # A record at a time, for the sake of the BIO's size.
                 sent += write(data[sent : sent + _PLAIN_BYTES])
-                self._send_outgoing()
+                record = self._outgoing.read()
+                total += len(record)
+                records.append(record)
+            transport.writelines(records)
+            self._host.counters.downstream_sent += total
         except ssl.SSLError:
             # Nothing of ours makes OpenSSL refuse to encrypt; the connection is broken beyond repair.
             self._closing = True
@@ -302,7 +335,7 @@ class Shell(asyncio.BufferedProtocol):
         data = self._outgoing.read()
         if data and self._transport is not None:
             self._transport.write(data)
-            self._host.count(0, len(data))
+            self._host.counters.downstream_sent += len(data)
 
     # -- the end
 

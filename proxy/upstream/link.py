@@ -10,13 +10,19 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from proxy.http2 import Buffer, ClientConnection
+from proxy.http2 import Buffer, ClientConnection, ErrorCode
 from proxy.telemetry.metrics import Counters
 
 _WRITE_BUFFER = 1024 * 1024
-_JOIN_UP_TO = 65_536
+_READ_BYTES = 131_072
+_VIEW_FROM = 16_384
+_FULL_READS = 4
 _UNREAD_LIMIT = 16 * 1024 * 1024
 _LINGER_SECONDS = 1.0
+
+
+# One buffer for all connections: the event loop fills it and calls buffer_updated before it asks for it again.
+_read_buffer = memoryview(bytearray(_READ_BYTES))
 
 
 class UpstreamConnection(ClientConnection):
@@ -30,7 +36,7 @@ class UpstreamConnection(ClientConnection):
         """The transport is gone; every stream still in the table has failed."""
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """Joins a transport to an UpstreamConnection. `ready` is done at the peer's SETTINGS; on_lost called at the end."""
 
     def __init__(
@@ -49,8 +55,10 @@ class Link(asyncio.Protocol):
         self._before_read = before_read
         self._after_read = after_read
         self._on_lost = on_lost
+        self._full_reads = 0  # one after another
         self.why = ""
         self.orderly = False  # it ends because the peer said so, or we
+        self._closing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -67,11 +75,32 @@ class Link(asyncio.Protocol):
         self.conn.link = self.conn.wire = self
         self._after_read()
 
-    def data_received(self, data: bytes) -> None:
-        self._counters.upstream_received += len(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._counters.upstream_received += nbytes
+        data = _read_buffer[:nbytes]
         self._before_read()
-        self.conn.receive(data)
+        # A view holds until the flush in `after_read`, which is all that the core asks for.
+        self.conn.receive(data if nbytes >= _VIEW_FROM else bytes(data))
         self._after_read()
+        if nbytes == _READ_BYTES:
+            self._full_read()
+        else:
+            self._full_reads = 0
+
+    def _full_read(self) -> None:
+        """The event loop reads on while a socket has more, 32 times. The others get their turn before that."""
+        self._full_reads += 1
+        if self._full_reads == _FULL_READS and self.transport is not None and not self.transport.is_closing():
+            self._full_reads = 0
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def eof_received(self) -> None:
         self.why = self.why or "it closed the connection"
@@ -97,9 +126,9 @@ class Link(asyncio.Protocol):
         self._after_read()
 
     def write(self, out: list[Buffer], size: int) -> None:
-        """Write what the core has gathered; small pieces are joined, since each buffer of a writev costs more."""
+        """Write what the core has gathered. Joined, which also copies views of buffers that will be used again."""
         transport = self.transport
-        if transport is None:
+        if transport is None or self._closing:
             return
         self._counters.upstream_sent += size
         if self.conn.paused and transport.get_write_buffer_size() > _UNREAD_LIMIT:
@@ -107,20 +136,24 @@ class Link(asyncio.Protocol):
             self.why = f"it left {_UNREAD_LIMIT} bytes unread"
             transport.abort()
             return
-        if len(out) == 1:
-            transport.write(out[0])
-        elif size <= _JOIN_UP_TO:
-            transport.write(b"".join(out))
-        else:
-            transport.writelines(out)
+        transport.write(b"".join(out))
 
     def close(self, why: str, orderly: bool = False) -> None:
-        """Close once everything is written, or a second later: what is left is for a peer that doesn't read."""
+        """Say GOAWAY (RFC 9113 section 6.8) and close once everything is written, or a second later: what is left then
+        is for a peer that doesn't read."""
         self.why = self.why or why
+        transport = self.transport
+        if transport is None or self._closing:
+            return
         self.orderly = orderly
-        if self.transport is not None:
-            self.transport.close()
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.abort)
+        conn = self.conn
+        if not conn.closed:
+            conn.send_goaway(ErrorCode.NO_ERROR, why)
+        size = conn.out_size
+        self.write(conn.take_output(), size)
+        self._closing = True
+        transport.close()
+        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.abort)
 
     def abort(self) -> None:
         """End the connection now."""

@@ -4,6 +4,7 @@ Rules:
 - Few connections carry many calls: a further one is opened only when those there are have no room.
 - While nothing is connected it is tried again, with backoff, for as long as the gate runs.
 - A call waits at most `connect_timeout` seconds; how many may wait is bounded.
+- No client can take all room, or all places to wait, from the others: see `Owner`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.config.model import Address
+from proxy.http2 import Stream
 from proxy.spawn import spawn
 from proxy.telemetry.log import throttled
 from proxy.upstream.link import Link, UpstreamConnection
@@ -25,8 +27,27 @@ _LAST_BACKOFF = 1.0
 _STABLE_SECONDS = 1.0
 
 
+# How many times as many calls as there is room left a client may have upstream. One alone gets 8 of 9 places, each of
+# ten gets a tenth, and there is always one left for the next: "dynamic thresholds" (Choudhury and Hahne, 1998).
+_SHARE = 8
+
+
+class Owner(Protocol):
+    """Whose calls they are: one client's connection. Those that wait are served one of each owner in turn, and an owner
+    that has much gets no more while little is left."""
+
+    streams: dict[int, Stream]
+
+    def carried(self) -> int:
+        """How many of its calls are on an upstream connection."""
+        ...
+
+
 class Waiter(Protocol):
     """A call that waits for a connection; exactly one of the two is called, unless it is forgotten."""
+
+    @property
+    def owner(self) -> Owner: ...
 
     def connected(self, conn: UpstreamConnection) -> None: ...
 
@@ -65,6 +86,8 @@ class Pool:
         self._max_connections = max_connections
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: dict[Waiter, float] = {}  # -> give up at; in order, since all wait equally long
+        self._refused: dict[Waiter, tuple[float, UpstreamConnection]] = {}  # the same, and who has refused them
+        self._queues: dict[Owner, dict[Waiter, None]] = {}  # those of _waiting, whose turn is next first
         self._timer: asyncio.TimerHandle | None = None
         self._backoff = 0.0  # seconds before the next attempt while nothing is connected
         self._connected_at = 0.0
@@ -76,25 +99,57 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._refused)
 
     def start(self) -> None:
         """Connect now, so that readiness is known before the first call."""
         self._ensure_connecting()
 
-    def pick(self) -> UpstreamConnection | None:
-        """A connection with room for a call; the oldest first, so that few are used."""
+    def pick(self, owner: Owner) -> UpstreamConnection | None:
+        """A connection with room for a call of this owner; the oldest first, so that few are used."""
         for conn in self.ready:
-            if conn.room() > 0:
-                return conn
+            room = conn.room()
+            if room > 0:
+                return conn if room * _SHARE > len(owner.streams) or self._may_have_more(owner) else None
         return None
 
-    def wait(self, waiter: Waiter) -> bool:
-        """Queue a call until a connection has room; False when the queue is full."""
-        if len(self._waiting) >= self.max_waiting:
+    def _may_have_more(self, owner: Owner) -> bool:
+        room = sum([max(conn.room(), 0) for conn in self.ready])
+        unopened = self._max_connections - len(self.ready)
+        newest = self.ready[-1]
+        room += max(unopened, 0) * min(newest.peer.max_streams, newest.max_streams)
+        return owner.carried() < room * _SHARE
+
+    def _has_room(self) -> bool:
+        return any(conn.room() > 0 for conn in self.ready)
+
+    def pick_other(self, refused_by: UpstreamConnection, no_more: bool = False) -> UpstreamConnection | None:
+        """A connection for a call that this one has refused: another, or the same where there can be no other.
+
+        no_more: that is so although the limits allow another one.
+        """
+        for conn in self.ready:
+            if conn is not refused_by and conn.room() > 0:
+                return conn
+        if refused_by in self.ready and refused_by.room() > 0 and (no_more or not self._may_open()):
+            return refused_by
+        return None
+
+    def wait(self, waiter: Waiter, refused_by: UpstreamConnection | None = None) -> bool:
+        """Queue a call until a connection has room, another than `refused_by`; False when the queue is full."""
+        queue = self._queues.get(waiter.owner, {})
+        if len(queue) >= self.max_waiting - self.waiting:  # an owner may have as many places as it leaves to others
             return False
+        # Those that have no stream identifiers left finish their calls; they must not keep others from being opened.
+        self.ready = [conn for conn in self.ready if not conn.used_up]
         loop = asyncio.get_running_loop()
-        self._waiting[waiter] = loop.time() + self.connect_timeout
+        until = loop.time() + self.connect_timeout
+        if refused_by is None:
+            self._waiting[waiter] = until
+            queue[waiter] = None
+            self._queues[waiter.owner] = queue
+        else:
+            self._refused[waiter] = (until, refused_by)
         if self._timer is None:
             self._timer = loop.call_later(self.connect_timeout, self._expire)
         self._ensure_connecting()
@@ -102,20 +157,41 @@ class Pool:
 
     def forget(self, waiter: Waiter) -> None:
         """The call no longer waits."""
-        self._waiting.pop(waiter, None)
+        self._refused.pop(waiter, None)
+        if self._waiting.pop(waiter, None) is not None:
+            queue = self._queues[waiter.owner]
+            del queue[waiter]
+            if not queue:
+                del self._queues[waiter.owner]
 
-    def serve(self) -> None:
-        """Room may have appeared: let waiting calls go, first come first served."""
-        while self._waiting and (conn := self.pick()) is not None:
-            waiter = next(iter(self._waiting))
-            del self._waiting[waiter]
-            waiter.connected(conn)
+    def serve(self, no_more: bool = False) -> None:
+        """Room may have appeared: let waiting calls go. no_more: see `pick_other`."""
+        for waiter, (_, refused_by) in list(self._refused.items()):
+            other = self.pick_other(refused_by, no_more)
+            if other is not None:
+                del self._refused[waiter]
+                waiter.connected(other)
+        passed_over = 0
+        while passed_over < len(self._queues):
+            owner, queue = next(iter(self._queues.items()))
+            conn = self.pick(owner)
+            if conn is None and not self._has_room():
+                return
+            del self._queues[owner]
+            self._queues[owner] = queue  # behind the others
+            if conn is None:
+                passed_over += 1
+            else:
+                passed_over = 0
+                waiter = next(iter(queue))
+                self.forget(waiter)
+                waiter.connected(conn)
 
     def going_away(self, conn: UpstreamConnection) -> None:
         """No new calls on this connection; those on it may finish."""
         if conn in self.ready:
             self.ready.remove(conn)
-        if not self.ready or self._waiting:
+        if not self.ready or self.waiting:
             self._ensure_connecting()
 
     def lost(self, link: Link, why: str) -> None:
@@ -140,9 +216,12 @@ class Pool:
             self._connecting.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        for waiter in list(self._waiting):
-            waiter.not_connected("the gate is shutting down")
+        waiting = [*self._refused, *self._waiting]
+        self._refused.clear()
         self._waiting.clear()
+        self._queues.clear()
+        for waiter in waiting:
+            waiter.not_connected("the gate is shutting down")
         for link in list(self.links):
             link.close("the gate is shutting down")
 
@@ -151,12 +230,16 @@ class Pool:
         self._timer = None
         now = loop.time()
         self._before()
-        for waiter, until in list(self._waiting.items()):
-            if until > now:
-                self._timer = loop.call_at(until, self._expire)
-                break
-            del self._waiting[waiter]
-            waiter.not_connected(self._why_waiting())
+        refused = {waiter: until for waiter, (until, _) in self._refused.items()}
+        for queue in (refused, self._waiting):
+            for waiter, until in list(queue.items()):
+                if until > now:
+                    break
+                self.forget(waiter)
+                waiter.not_connected(self._why_waiting())
+        left = [*[until for until, _ in self._refused.values()][:1], *list(self._waiting.values())[:1]]
+        if left:
+            self._timer = loop.call_at(min(left), self._expire)
         self._after()
 
     def _why_waiting(self) -> str:
@@ -186,7 +269,8 @@ class Pool:
                     await asyncio.sleep(self._backoff)
                 if not await self._connect_once():
                     self._back_off()
-                if self.ready and not self._waiting:
+                    self._serve_all(no_more=True)  # a call that was refused waits beside a connection that has room
+                if self.ready and not self.waiting:
                     return
         finally:
             self._connecting = None
@@ -211,10 +295,13 @@ class Pool:
         self._connected_at = asyncio.get_running_loop().time()
         self.links.append(link)
         self.ready.append(link.conn)
-        self._before()
-        self.serve()
-        self._after()
+        self._serve_all()
         return True
+
+    def _serve_all(self, no_more: bool = False) -> None:
+        self._before()
+        self.serve(no_more)
+        self._after()
 
     async def _open(self, link: Link) -> None:
         loop = asyncio.get_running_loop()

@@ -1,31 +1,38 @@
 """`python -m tests.bench`: see the package's docstring."""
 
 import argparse
-import contextlib
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from . import machine, peers, report
-from .load import SHAPES, Shape
-from .measure import Bench, Plan
+from . import chart, machine, peers, report
+from .measure import Bench, Plan, Run
 from .processes import ServerError
+from .rows import ROWS, Row
 
 NEEDED = (("nghttpd", "nghttp2-server"), ("h2load", "nghttp2-client"))
+REPEATS, SECONDS = 5, 1.6
+QUICK_REPEATS, QUICK_SECONDS = 1, 0.6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0: every run was an echo of every request; 1: a run failed, or a server didn't start; 2: usage."""
+    """Exit code 0: every run was what it should be, whatever its figures; 1: one failed, or a server didn't start;
+    2: usage."""
     options = _parser().parse_args(arguments)
+    if options.list:
+        for row in ROWS.values():
+            print(f"{row.name:10} {row.title}")
+        return 0
     missing = [f"{program} (apt-get install {package})" for program, package in NEEDED if not _found(program)]
     if missing:
         print(f"not installed: {', '.join(missing)}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGHUP, _end)
+    machine.raise_open_files()
     try:
         return _bench(options)
     except ServerError as error:
@@ -39,41 +46,54 @@ def _bench(options: argparse.Namespace) -> int:
     names = _proxies(options)
     facts, versions = machine.facts(), _versions(names)
     _print_facts(facts, versions)
-    plan = Plan(options.shapes, options.repeats, options.seconds, options.requests)
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tensorgate-bench-")))
-        echo = stack.enter_context(peers.upstream(folder))
-        site = peers.make_site(folder, echo.port)
-        servers = stack.enter_context(peers.proxies(site, names))
-        say = (lambda words: None) if options.quiet else (lambda words: print(words, file=sys.stderr, flush=True))
-        neighbours = machine.Neighbours([echo, *servers])
-        results = report.Results(plan.shapes, servers, list(Bench(plan, echo, servers, folder, say).runs()))
-        facts["used by other processes"] = f"{neighbours.share():.1%} of the machine's CPU, on average"
-        print(report.text(results))
-        print(f"used by other processes: {facts['used by other processes']}")
-        if options.json:
-            report.write_json(options.json, results, facts, versions)
+    repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS)
+    seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
+    plan = Plan(options.rows, names, repeats, seconds, not options.no_latency)
+    with tempfile.TemporaryDirectory(prefix="tensorgate-bench-") as place:
+        bench = Bench(plan, peers.make_site(Path(place), 0), _say(options.quiet))
+        neighbours = machine.Neighbours(bench.started)
+        runs: list[Run] = list(bench.runs())
+    facts["used by other processes"] = f"{neighbours.share():.1%} of the machine's CPU, on average"
+    facts["plan"] = f"{repeats} {'run' if repeats == 1 else 'runs'} of {seconds:g} s"
+    results = report.Results(plan.rows, names, runs, bench.rates)
+    print(report.text(results))
+    print(f"used by other processes: {facts['used by other processes']}")
+    if options.json:
+        report.write_json(options.json, results, facts, versions)
+    if options.svg:
+        chart.write(options.svg, results, facts, versions)
     return 1 if results.failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The gate beside its peers.")
-    parser.add_argument("--shapes", type=_shapes, default=list(SHAPES.values()), metavar="NAME,...",
-                        help=f"of {', '.join(SHAPES)} (default: all)")  # fmt: skip
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=_positive(float), default=4.0, metavar="S",
-                        help="how long a measured run takes, roughly (default: 4)")  # fmt: skip
-    length.add_argument("--requests", type=_positive(int), metavar="N", help="requests of a run, instead of --seconds")
-    parser.add_argument("--repeats", type=_positive(int), default=3, metavar="N",
-                        help="measured runs of each proxy in each shape (default: 3)")  # fmt: skip
+    parser.add_argument("--rows", type=_rows, default=list(ROWS.values()), metavar="NAME,...",
+                        help=f"of {', '.join(ROWS)} (default: all)")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="say what each row is")
+    parser.add_argument("--quick", action="store_true",
+                        help=f"{QUICK_REPEATS} repeat of {QUICK_SECONDS:g} s: to see that it works")  # fmt: skip
+    parser.add_argument("--repeats", type=_positive(int), metavar="N",
+                        help=f"measured runs of each proxy in each row (default: {REPEATS})")  # fmt: skip
+    parser.add_argument("--seconds", type=_positive(float), metavar="S",
+                        help=f"how long a measured run takes (default: {SECONDS:g})")  # fmt: skip
+    parser.add_argument("--no-latency", action="store_true", help="no runs at a fixed rate")
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--peers", type=_peers, metavar="NAME,...",
                      help=f"of {', '.join(peers.PEERS)} (default: those that are installed)")  # fmt: skip
     who.add_argument("--gate-only", action="store_true", help="no peers")
     parser.add_argument("--no-gate", action="store_true", help="the peers only")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write every run and the medians there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run, the medians and the ratios there")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw CPU per RPC and p99 there")
     parser.add_argument("--quiet", action="store_true", help="don't say each run's figures on stderr")
     return parser
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    def say(words: str) -> None:
+        if not quiet:
+            print(words, file=sys.stderr, flush=True)
+
+    return say
 
 
 def _proxies(options: argparse.Namespace) -> list[str]:
@@ -116,22 +136,22 @@ def _found(program: str) -> bool:
     return machine.find_program(program) is not None
 
 
-def _names(text: str, known: dict[str, object] | dict[str, Shape] | dict[str, peers.Peer]) -> list[str]:
+def _names(text: str, known: Sequence[str]) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
-    return names
+    return list(dict.fromkeys(names))
 
 
-def _shapes(text: str) -> list[Shape]:
-    return [SHAPES[name] for name in _names(text, SHAPES)]
+def _rows(text: str) -> list[Row]:
+    return [ROWS[name] for name in _names(text, list(ROWS))]
 
 
 def _peers(text: str) -> list[str]:
-    return _names(text, peers.PEERS)
+    return _names(text, list(peers.PEERS))
 
 
-def _positive(kind: type[int] | type[float]):
+def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
     def parse(text: str) -> int | float:
         try:
             value = kind(text)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from .processes import Server
 
@@ -38,14 +38,21 @@ def program_version(path: str, flag: str) -> str:
     return found.group(1) if found else "unknown"
 
 
+def raise_open_files() -> None:
+    """As many open files as this process may have: a thousand connections are more than most shells' limit of 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def facts() -> dict[str, str]:
     """The machine and this Python: name -> words."""
     return {
         "cpu": _cpu_model(),
         "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{psutil.virtual_memory().total / 1e9:.1f} GB",
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "load average at start": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-        "python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}, uvloop {_package('uvloop')}",
+        "python": f"{platform.python_version()}, {_openssl()}, uvloop {_package('uvloop')}",
     }
 
 
@@ -85,6 +92,10 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def _openssl() -> str:
+    return " ".join(ssl.OPENSSL_VERSION.split()[:2])
 
 
 def _package(name: str) -> str:

@@ -1,8 +1,8 @@
 """The echo upstream, the gate and its peers: how each is configured, and why that is fair.
 
 The same for all: one serving thread or process; the same ECDSA P-256 certificate; TLS 1.3 with the one cipher suite
-that the client offers; h2 on both sides, plaintext towards the same upstream over TCP on loopback; no access log
-unless the program writes one by default (the gate does, and pays for it here); no time limits that could cut a slow
+that the client offers; h2 on both sides, plaintext towards the same upstream over TCP on loopback; no access log;
+what counters the program keeps by default; session resumption as it is by default; no time limits that could cut a slow
 run short. Limits that would end a connection or refuse a stream in the middle of a run are raised. Where a program
 has a buffer or window that decides what large messages cost, it has the value that served it best here, or its default
 where that did.
@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -40,6 +40,12 @@ class Site:
     certificate: Path
     key: Path
     upstream_port: int
+
+    def inside(self, name: str) -> "Site":
+        """The same with a folder of its own: a second set of proxies must not write over the first one's files."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        return replace(self, folder=folder)
 
 
 Command = tuple[list[str], int]  # what to start, and the port that it will accept on
@@ -77,9 +83,7 @@ def make_site(folder: Path, upstream_port: int) -> Site:
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=2))
         .add_extension(
-            x509.SubjectAlternativeName(
-                [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-            ),
+            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
             critical=False,
         )
         .sign(key, hashes.SHA256())
@@ -110,6 +114,15 @@ def upstream(folder: Path) -> Iterator[Server]:
         yield server
 
 
+@contextlib.contextmanager
+def stream_upstream(folder: Path) -> Iterator[Server]:
+    """An h2c server that sends each piece of a request's body back as it comes; nghttpd waits for the end."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.bench.stream_server", str(port)]
+    with running("stream-upstream", command, port, folder, cwd=REPOSITORY) as server:
+        yield server
+
+
 def in_memory_tmp() -> list[str]:
     """What to put before a command so that it sees a /tmp of its own, in memory; nothing where that isn't allowed.
 
@@ -126,7 +139,7 @@ def in_memory_tmp() -> list[str]:
 
 
 def gate_command(site: Site) -> Command:
-    """The gate at its defaults (metrics on, access log on): only addresses and files are set."""
+    """The gate at its defaults (metrics on): only addresses and files are set."""
     port = free_port()
     settings = {
         "upstream": {"grpc": f"127.0.0.1:{site.upstream_port}"},
@@ -243,8 +256,7 @@ def nginx_command(program: str, site: Site) -> Command:
     # A master that runs as root drops to an unprivileged user, who can't write in the private folder.
     user = "user root;" if os.geteuid() == 0 else ""
     paths = " ".join(
-        f"{kind}_temp_path {site.folder}/nginx-{kind};"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        f"{kind}_temp_path {site.folder}/nginx-{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     config = site.folder / "nginx.conf"
     config.write_text(f"""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 READY_SECONDS = 30.0
 LOG_KEPT_BYTES = 1 << 20
@@ -59,6 +59,10 @@ class Server:
                 total += psutil.Process(pid).memory_info().rss
         return total
 
+    def held(self) -> int:
+        """Bytes of memory that are the processes' own, and their share of what they have in common with others."""
+        return sum(_proportional(pid) for pid in self.pids)
+
     def death(self) -> str | None:
         """None while it runs, else how it ended, with the end of its log."""
         code = self.process.poll()
@@ -75,6 +79,18 @@ class Server:
         """Keep an access log from filling the disk: the file is open for appending, so it can be cut at any time."""
         if self.log.stat().st_size > LOG_KEPT_BYTES:
             os.truncate(self.log, 0)
+
+
+def _proportional(pid: int) -> int:
+    """The proportional set size of one process (proc(5): smaps_rollup), or what is resident of it where that may not be
+    read; 0 for one that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except PermissionError:
+        return int(psutil.Process(pid).memory_info().rss)
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def cpu_seconds(pid: int) -> float:

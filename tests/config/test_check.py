@@ -9,10 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
-from proxy.config.check import warnings
-from proxy.config.load import load, port_faults
+from proxy.config.check import expiries, warnings
+from proxy.config.load import load
 from proxy.config.model import Settings
+from proxy.config.ports import port_faults
 from tests.config.places import unprivileged
 
 Make = Callable[[str], Settings]
@@ -72,6 +74,19 @@ def test_keys_that_everybody_may_read_are_warned_of(settings_of: Make, place: Pa
     key.chmod(0o644)
     found = warnings(settings_of(f"tls: {{cert_file: server.pem, key_file: {key}}}\n"))
     assert found == [f"tls.key_file: {key} is open to every user of this machine (mode 644); chmod 600 it"]
+
+
+def test_when_certificates_expire(settings_of: Make, place: Path, tmp_path: Path) -> None:
+    """Of the server's file its own certificate counts, of a file of CAs the one that expires first."""
+    ends = {}
+    for name in ("server", "soon", "ca"):
+        (certificate,) = x509.load_pem_x509_certificates((place / f"{name}.pem").read_bytes())
+        ends[name] = certificate.not_valid_after_utc.timestamp()
+    assert expiries(settings_of("tls: {cert_file: chain.pem, key_file: server.key}\n")) == {"server": ends["server"]}
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes((place / "ca.pem").read_bytes() + (place / "soon.pem").read_bytes())
+    settings = settings_of(f"tls: {{cert_file: server.pem, key_file: server.key, ca_file: {bundle}}}\n")
+    assert expiries(settings) == {"server": ends["server"], "ca": ends["soon"]}
 
 
 def test_what_is_not_served_yet_and_an_empty_repository_are_warned_of(settings_of: Make, place: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from proxy import cli
+from proxy.config.fields import keys
 from proxy.config.load import ConfigError, load
 from proxy.config.model import Address, Leaf, Settings, leaves
 from tests.docs.markdown import DOCUMENTS, Block, anchors, code_blocks, links, names, table
@@ -161,7 +162,7 @@ def test_an_empty_mapping_and_the_environment_are_enough(tmp_path: Path, place: 
 
 
 # A block with a setting at its left edge is settings; it may be a part that shows some keys only.
-IS_SETTINGS = re.compile(rf"^({'|'.join(Settings.model_fields)}):", re.MULTILINE)
+IS_SETTINGS = re.compile(rf"^({'|'.join(keys(Settings))}):", re.MULTILINE)
 EXAMPLES = [block for file in DOCUMENTS for block in code_blocks(file) if IS_SETTINGS.search(block.text)]
 
 

@@ -50,12 +50,44 @@ def test_5_1_1_even_stream_identifier_below_the_last_one_is_a_connection_error()
     peer.connection_error(ErrorCode.PROTOCOL_ERROR, peer.request(2))
 
 
-def test_5_1_1_a_lower_stream_identifier_is_a_connection_error() -> None:
-    """Streams that were skipped are closed; HEADERS on a closed stream is STREAM_CLOSED (section 5.1)."""
+@pytest.mark.parametrize("skipped", [1, 3])
+def test_5_1_1_a_lower_stream_identifier_is_a_connection_error(skipped: int) -> None:
     peer = server()
     peer.send(peer.request(5))
     peer.events()
-    peer.connection_error(ErrorCode.STREAM_CLOSED, peer.request(3))
+    peer.connection_error(ErrorCode.PROTOCOL_ERROR, peer.request(skipped))
+
+
+@pytest.mark.parametrize("again", [1, 3])
+def test_5_1_1_a_stream_identifier_cant_be_used_again(again: int) -> None:
+    """As each lower one was used, it is surely a closed stream that it names: STREAM_CLOSED (section 5.1)."""
+    peer = server()
+    for stream in (1, 3, 5):
+        peer.send(peer.request(stream, end=True))
+        peer.conn.send_headers(peer.conn.streams[stream], block(RESPONSE), end=True)
+    peer.sent()
+    peer.events()
+    peer.connection_error(ErrorCode.STREAM_CLOSED, peer.request(again))
+
+
+def test_5_1_1_a_refused_stream_counts_as_used() -> None:
+    peer = server(max_streams=1)
+    peer.send(peer.request(1, end=True), peer.request(3), peer.request(5))
+    peer.conn.send_headers(peer.conn.streams[1], block(RESPONSE), end=True)
+    peer.sent()
+    peer.events()
+    peer.connection_error(ErrorCode.STREAM_CLOSED, peer.request(1))
+
+
+def test_5_1_1_a_client_that_has_used_up_its_identifiers_has_to_reconnect() -> None:
+    """What it has begun goes on; whatever it opens next has a lower number."""
+    peer = server()
+    last = 2**31 - 1
+    peer.send(peer.request(last, end=True))
+    peer.conn.send_headers(peer.conn.streams[last], block(RESPONSE), end=True)
+    assert peer.sent()[0].ends
+    peer.events()
+    peer.connection_error(ErrorCode.PROTOCOL_ERROR, peer.request(1))
 
 
 def test_5_1_1_streams_may_be_skipped() -> None:
@@ -75,8 +107,15 @@ def test_5_1_1_a_client_stops_before_identifiers_run_out() -> None:
     peer = client()
     peer.conn.last_local_id = 2**31 - 5
     assert peer.conn.room() > 0
-    peer.conn.open_stream(block(REQUEST), end=True)
+    assert not peer.conn.used_up
+    stream = peer.conn.open_stream(block(REQUEST), end=True)
     assert peer.conn.room() == 0
+    assert peer.conn.used_up
+    # What runs goes on to its end.
+    peer.sent()
+    peer.send(peer.headers(stream.id, [*RESPONSE, *TRAILERS], end=True))
+    assert peer.events("response")[0][1] == stream.id
+    assert peer.conn.streams == {}
 
 
 # -- 5.1: idle
@@ -215,14 +254,15 @@ def test_5_1_closed_by_us_headers_on_their_way_are_decoded_and_ignored(peer: Pee
         assert peer.events("request")[0][2][-1] == (b"x-new", b"value")
 
 
-@pytest.mark.parametrize("close", [closed_by_both, closed_by_peer, closed_by_us])
-def test_5_1_closed_headers_of_a_server_are_decoded_and_ignored(close: Close) -> None:
+@pytest.mark.parametrize("close", [closed_by_both, closed_by_peer])
+def test_5_1_closed_headers_of_a_server_are_answered_with_one_reset(close: Close) -> None:
+    """Not with GOAWAY, as a client's: the calls of many are on this connection."""
     peer = client()
     close(peer)
-    peer.ignored(peer.headers(1, [(b"x-new", b"value")], end=True))
-    peer.conn.open_stream(block(REQUEST), end=True)
-    peer.send(peer.headers(3, [*RESPONSE, (b"x-new", b"value")]))
-    assert peer.events("response")[0][2][-1] == (b"x-new", b"value")
+    reset = Frame(RST_STREAM, 0, 1, ErrorCode.STREAM_CLOSED.to_bytes(4, "big"))
+    assert peer.send(*[peer.headers(1, [(b"x-new", b"value")], end=True) for _ in range(3)]) == [reset]
+    assert peer.events() == []
+    peer.alive()
 
 
 def test_5_1_closed_a_reset_remembered_too_long_ago_is_forgotten() -> None:

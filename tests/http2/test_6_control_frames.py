@@ -19,8 +19,10 @@ from tests.http2.wire import (
     RESPONSE,
     SETTINGS,
     TRAILERS,
+    Client,
     Frame,
     Peer,
+    Server,
     block,
     client,
     data,
@@ -67,6 +69,29 @@ def test_6_5_an_acknowledgement_is_not_acknowledged(peer: Peer) -> None:
 
 def test_6_5_an_acknowledgement_with_a_payload_is_a_connection_error(peer: Peer) -> None:
     peer.connection_error(ErrorCode.FRAME_SIZE_ERROR, frame(SETTINGS, ACK, 0, bytes(6)))
+
+
+@pytest.mark.parametrize("conn_type", [Server, Client])
+def test_6_5_3_an_acknowledgement_is_waited_for(conn_type: type[Server] | type[Client]) -> None:
+    """Whoever has a clock asks for it. One too many, or one before its time, is harmless."""
+    told = []
+
+    class Waiting(conn_type):  # type: ignore[valid-type,misc]
+        def on_settings_acked(self) -> None:
+            told.append(self.settings_acked)
+
+    peer = Peer(Waiting())
+    assert not peer.conn.settings_acked
+    assert told == []
+    for _ in range(3):
+        peer.ignored(frame(SETTINGS, ACK))
+        assert peer.conn.settings_acked
+    assert told == [True]
+
+
+def test_6_5_3_settings_are_not_acknowledged_by_settings(peer: Peer) -> None:
+    peer.send(settings(), ping(ack=True))
+    assert not peer.conn.settings_acked
 
 
 @pytest.mark.parametrize("key", [0, 7, 8, 0xFFFF])
@@ -225,6 +250,42 @@ def test_6_8_a_second_goaway_refuses_more() -> None:
     assert peer.conn.room() == 0
     peer.send(goaway(1))
     assert peer.events("refused") == [("refused", 3, 0, b"")]
+
+
+def test_6_8_each_goaway_may_name_a_lower_stream() -> None:
+    peer = client()
+    for _ in range(4):
+        peer.conn.open_stream(block(REQUEST), end=True)
+    refused = []
+    for last in (7, 5, 5, 1, 0):
+        peer.send(goaway(last))
+        refused.append([event[1] for event in peer.events("refused")])
+    assert refused == [[], [7], [], [3, 5], [1]]
+    peer.alive()
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 3), (0, 1), (3, MAX_WINDOW)])
+def test_6_8_a_goaway_with_a_higher_last_stream_is_a_connection_error(first: int, second: int) -> None:
+    """The server must not: what it gave up may have been sent to another one. nghttp2, Netty and gRPC do the same."""
+    peer = client()
+    for _ in range(2):
+        peer.conn.open_stream(block(REQUEST), end=True)
+    peer.send(goaway(first))
+    peer.sent()
+    peer.events()
+    peer.connection_error(ErrorCode.PROTOCOL_ERROR, goaway(second))
+
+
+def test_6_8_the_goaway_of_a_client_is_about_pushed_streams() -> None:
+    """There are none: whatever it names, and in whatever order, its calls go on."""
+    peer = server()
+    stream = open_stream(peer)
+    peer.send(goaway(0), goaway(MAX_WINDOW), goaway(2), goaway(1))
+    peer.send(data(1, b"abc", end=True))
+    assert peer.events("data") == [("data", 1, b"abc", True)]
+    peer.conn.send_data(stream, b"", end=True)
+    assert peer.sent()[-1].ends
+    peer.alive()
 
 
 def test_6_8_a_server_drains_in_two_steps() -> None:

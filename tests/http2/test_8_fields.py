@@ -35,6 +35,7 @@ GOOD_REQUESTS: list[Fields] = [
     request((b"content-length", b"999999999999999999")),
     [*REQUEST, (b"content-length", b"5"), (b"content-length", b"5")],
     request((b"te", b"trailers")),
+    request((b"te", b"Trailers")),  # RFC 9110 section 10.1.4: a keyword, in any case
     [(b":authority", b"a"), (b":path", b"/"), (b":scheme", b"https"), (b":method", b"POST")],
     [(b":method", b"CONNECT"), (b":authority", b"a:443")],
 ]
@@ -54,6 +55,7 @@ BAD_REQUESTS: list[tuple[str, Fields, str]] = [
     ("8.3 unknown pseudo field", request((b":protocol", b"websocket")), ":protocol"),
     ("8.3 :path twice", [(b":path", b"/"), *REQUEST], ":path twice"),
     ("8.3 pseudo field behind a regular one", [*REQUEST, (b":authority", b"a")], "wrong place"),
+    ("8.3 new pseudo field behind a new regular one", [*REQUEST[:2], (b"x-v", b"1"), *REQUEST[2:]], "wrong place"),
     ("8.3.1 neither :authority nor host", request(without=(b":authority",)), "neither"),
     ("8.3.1 empty :authority", request((b":authority", b"")), "neither"),
     ("8.3.1 empty host", request((b"host", b""), without=(b":authority",)), "neither"),
@@ -85,6 +87,8 @@ BAD_REQUESTS: list[tuple[str, Fields, str]] = [
     ("8.2.2 upgrade", request((b"upgrade", b"h2c")), "connection-specific"),
     ("8.2.2 te", request((b"te", b"gzip")), "te is"),
     ("8.2.2 te with more", request((b"te", b"trailers, gzip")), "te is"),
+    ("8.2.2 te with a weight", request((b"te", b"trailers;q=0.5")), "te is"),
+    ("8.2.2 empty te", request((b"te", b"")), "te is"),
     ("8.1.1 content-length is no number", request((b"content-length", b"five")), "not a number"),
     ("8.1.1 signed content-length", request((b"content-length", b"+5")), "not a number"),
     ("8.1.1 empty content-length", request((b"content-length", b"")), "not a number"),
@@ -125,7 +129,7 @@ BAD_RESPONSES: list[tuple[str, Fields, str]] = [
     ("8.3.2 :status is no number", [(b":status", b"abc")], ":status"),
     ("8.3.2 :status is too short", [(b":status", b"20")], ":status"),
     ("8.3.2 :status is too long", [(b":status", b"2000")], ":status"),
-    ("8.3.2 :status is out of range", [(b":status", b"099")], ":status"),
+    ("8.3.2 empty :status", [(b":status", b"")], ":status"),
     ("8.3.2 :status is signed", [(b":status", b"+20")], ":status"),
     ("8.3 :status twice", [(b":status", b"200"), (b":status", b"200")], ":status twice"),
     ("8.3 :path in a response", [*RESPONSE[:1], (b":path", b"/")], ":path"),
@@ -165,6 +169,19 @@ def test_8_bad_responses_are_stream_errors(fields: Fields, reason: str) -> None:
     fault = peer.events("response", "informational", "stream fault")
     assert [event[:3] for event in fault] == [("stream fault", 1, ErrorCode.PROTOCOL_ERROR)]
     assert reason in fault[0][3]
+
+
+@pytest.mark.parametrize("text", [b"000", b"099", b"600", b"999"])
+@pytest.mark.parametrize("end", [False, True])
+def test_rfc_9110_15_a_status_out_of_range_is_taken_for_a_5xx(text: bytes, end: bool) -> None:
+    """Three digits are well-formed; what they say is not valid, and a client is asked to treat that as a 5xx."""
+    fields = [(b":status", text)]
+    head = ResponseHead(fields)
+    assert head.error is None
+    assert head.status == 500
+    peer = asked()
+    assert peer.send(peer.headers(1, fields, end)) == []
+    assert peer.events("response", "informational") == [("response", 1, fields, end)]
 
 
 # -- white space around values

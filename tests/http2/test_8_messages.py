@@ -275,11 +275,69 @@ def test_8_1_a_response_head_over_the_limit_is_a_stream_error() -> None:
     assert "4096" in peer.events("stream fault")[0][3]
 
 
-def test_8_1_1_content_length_without_data_in_a_response_that_has_ended() -> None:
-    """As the response to HEAD has it, and 304: the core doesn't know what was asked."""
+SEVEN = (b"content-length", b"7")
+
+
+def test_8_1_1_content_length_without_data_in_a_response_that_has_ended_is_a_stream_error() -> None:
+    peer = asked(end=False)
+    peer.stream_error(1, ErrorCode.PROTOCOL_ERROR, peer.headers(1, [*RESPONSE, SEVEN], end=True))
+    assert [event[0] for event in peer.events("response", "stream fault")] == ["stream fault"]
+
+
+@pytest.mark.parametrize("length", [[], [(b"content-length", b"0")]])
+def test_8_1_1_a_response_that_has_ended_may_say_that_it_has_no_content(length: Fields) -> None:
     peer = asked()
-    peer.send(peer.headers(1, [*RESPONSE, (b"content-length", b"7")], end=True))
+    peer.send(peer.headers(1, RESPONSE + length, end=True))
     assert [event[0] for event in peer.events()] == ["response", "closed"]
+
+
+NO_CONTENT = ["HEAD", "204", "304"]
+
+
+def without_content(what: str) -> tuple[Peer, Fields]:
+    """The peer of a client whose stream 1 gets a response without content, and the fields of that."""
+    peer = asked()
+    if what == "HEAD":
+        peer.conn.streams[1].expect = 0
+        return peer, RESPONSE
+    return peer, [(b":status", what.encode())]
+
+
+@pytest.mark.parametrize("what", NO_CONTENT)
+@pytest.mark.parametrize("length", [[], [SEVEN]])
+def test_8_1_1_a_response_without_content_may_have_a_content_length(what: str, length: Fields) -> None:
+    """RFC 9110 sections 8.6 and 9.3.2: it tells what GET would have got."""
+    peer, fields = without_content(what)
+    peer.send(peer.headers(1, fields + length, end=True))
+    assert [event[0] for event in peer.events()] == ["response", "closed"]
+
+
+@pytest.mark.parametrize("what", NO_CONTENT)
+@pytest.mark.parametrize("length", [[], [SEVEN]])
+@pytest.mark.parametrize("with_trailers", [False, True])
+def test_8_1_1_a_response_without_content_may_end_later(what: str, length: Fields, with_trailers: bool) -> None:
+    peer, fields = without_content(what)
+    end = peer.headers(1, TRAILERS, end=True) if with_trailers else data(1, b"", end=True)
+    peer.send(peer.headers(1, fields + length), end)
+    assert [event[0] for event in peer.events()] == ["response", "trailers" if with_trailers else "data", "closed"]
+
+
+@pytest.mark.parametrize("what", NO_CONTENT)
+@pytest.mark.parametrize("length", [[], [SEVEN]])
+def test_8_1_1_a_response_without_content_has_no_data(what: str, length: Fields) -> None:
+    peer, fields = without_content(what)
+    peer.stream_error(1, ErrorCode.PROTOCOL_ERROR, peer.headers(1, fields + length), data(1, b"content", end=True))
+    assert peer.events("data") == []
+
+
+@pytest.mark.parametrize("value", [b"3", b"7", b"x"])
+def test_rfc_9110_6_5_1_content_length_among_trailers_frames_nothing(peer: Peer, value: bytes) -> None:
+    """It came too late for that, and trailers are never merged into the header section; it is a field as any other."""
+    open_stream(peer)
+    late = [*TRAILERS, (b"content-length", value)]
+    peer.send(data(1, b"abc"), peer.headers(1, late, end=True))
+    assert [event[0] for event in peer.events()] == ["data", "trailers"]
+    peer.alive()
 
 
 def test_8_1_a_client_sends_trailers_and_data() -> None:

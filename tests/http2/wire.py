@@ -137,7 +137,7 @@ class _Recorder:
         self.events.append(("data", stream.id, bytes(chunk), end))
 
     def on_trailers(self, stream: Stream, trailers: Trailers) -> None:
-        self.events.append(("trailers", stream.id, list(trailers.fields)))
+        self.events.append(("trailers", stream.id, stream.section(trailers)))
 
     def on_reset(self, stream: Stream, code: int) -> None:
         self.events.append(("reset", stream.id, code))
@@ -165,7 +165,7 @@ class Server(_Recorder, ServerConnection):
         super().__init__([], stream_window, max_streams, header_list)
 
     def on_request(self, stream: Stream, head: RequestHead, end: bool) -> None:
-        self.events.append(("request", stream.id, list(head.fields), end))
+        self.events.append(("request", stream.id, stream.section(head), end))
 
     def on_request_too_large(self, stream: Stream, limit: int) -> None:
         self.events.append(("too large", stream.id, limit))
@@ -177,10 +177,10 @@ class Client(_Recorder, ClientConnection):
         super().__init__([], stream_window, max_streams, header_list)
 
     def on_response(self, stream: Stream, head: ResponseHead, end: bool) -> None:
-        self.events.append(("response", stream.id, list(head.fields), end))
+        self.events.append(("response", stream.id, stream.section(head), end))
 
     def on_informational(self, stream: Stream, head: ResponseHead) -> None:
-        self.events.append(("informational", stream.id, list(head.fields)))
+        self.events.append(("informational", stream.id, stream.section(head)))
 
     def on_refused(self, stream: Stream, code: int, debug: bytes) -> None:
         self.events.append(("refused", stream.id, code, debug))

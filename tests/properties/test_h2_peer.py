@@ -42,6 +42,11 @@ class Plan:
         return pieces
 
 
+def by_name(fields: Fields) -> Fields:
+    """Fields in an order that keeps what counts: that among fields of one name (RFC 9110 section 5.3)."""
+    return sorted(fields, key=lambda field: field[0])
+
+
 @dataclass
 class Heard:
     """What has come of one message."""
@@ -53,9 +58,9 @@ class Heard:
     ended: bool = False
 
     def is_as(self, plan: Plan, start: Fields) -> None:
-        assert self.head == start + plan.extra
+        assert by_name(self.head) == by_name(start + plan.extra)
         assert bytes(self.body) == plan.body
-        assert self.trailers == plan.trailers
+        assert by_name(self.trailers or []) == by_name(plan.trailers or [])
         assert self.ended
 
 
@@ -138,7 +143,7 @@ class Listener:
 
     def on_trailers(self, stream: Stream, trailers: Trailers) -> None:
         heard = self.heard[stream.id]
-        heard.trailers = list(trailers.fields)
+        heard.trailers = stream.section(trailers)
         heard.ended = True
         self.ended(stream)
 
@@ -153,7 +158,7 @@ class OurServer(Listener, Server):
         super().__init__()
 
     def on_request(self, stream: Stream, head: RequestHead, end: bool) -> None:
-        self.heard[stream.id] = Heard(list(head.fields), ended=end)
+        self.heard[stream.id] = Heard(stream.section(head), ended=end)
         if end:
             self.ended(stream)
 
@@ -172,7 +177,7 @@ class OurClient(Listener, Client):
 
     def on_response(self, stream: Stream, head: ResponseHead, end: bool) -> None:
         heard = self.heard.setdefault(stream.id, Heard())
-        heard.head = list(head.fields)
+        heard.head = stream.section(head)
         heard.ended = end
 
     def on_informational(self, stream: Stream, head: ResponseHead) -> None:

@@ -40,6 +40,8 @@ class Transport:
         self.why = ""
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    unsent = 0
+
     def write(self, out: list[Buffer], size: int) -> None:
         data = b"".join(out)
         assert len(data) == size
@@ -67,10 +69,13 @@ class Pool:
     def waiting(self) -> int:
         return len(self.queue)
 
-    def pick(self) -> Upstream | None:
+    def pick(self, owner: object = None) -> Upstream | None:
         return self.conn if self.conn is not None and self.conn.room() > 0 else None
 
-    def wait(self, call: Call) -> bool:
+    def pick_other(self, refused_by: Upstream) -> Upstream | None:
+        return self.pick()
+
+    def wait(self, call: Call, refused_by: Upstream | None = None) -> bool:
         if len(self.queue) >= self.max_waiting:
             return False
         self.queue.append(call)
@@ -177,6 +182,7 @@ class World:
         self.relay.flush()
         assert counted() - self.before == self.calls, "each call is counted once"
         assert self.relay.held_bytes == 0
+        assert self.relay.kept_bytes == 0
         assert not self.relay.deadlines
         assert self.pool.queue == []
         for conn in [*self.clients, *self.upstreams]:

@@ -38,7 +38,7 @@ class Down(Server):
     up: Up
 
     def on_request(self, stream: Stream, head: RequestHead, end: bool) -> None:
-        partner = self.up.open_stream(block(list(head.fields)), end)
+        partner = self.up.open_stream(block(stream.section(head)), end)
         stream.partner, partner.partner = partner, stream
 
     def on_data(self, stream: Stream, chunk: Buffer, end: bool) -> None:

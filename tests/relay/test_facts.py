@@ -57,18 +57,17 @@ def test_the_route_and_the_path(routes: dict[str, Route], path: bytes, route: st
 
 
 @pytest.mark.parametrize(
-    ("timeout", "seconds", "text"),
+    ("timeout", "seconds"),
     [
-        (b"250m", 0.25, "0.25 s"),
-        (b"10S", 10.0, "10 s"),
-        (b"0n", 0.0, "0 s"),
-        (b"99999999H", 315_360_000.0, "3.1536e+08 s"),
+        (b"250m", 0.25),
+        (b"10S", 10.0),
+        (b"0n", 0.0),
+        (b"99999999H", 315_360_000.0),
     ],
 )
-def test_a_deadline(routes: dict[str, Route], timeout: bytes, seconds: float, text: str) -> None:
+def test_a_deadline(routes: dict[str, Route], timeout: bytes, seconds: float) -> None:
     facts = Facts(head((b"grpc-timeout", timeout)), routes)
     assert facts.timeout == pytest.approx(seconds)
-    assert facts.timeout_text == text
     assert facts.refusal is None
 
 
