@@ -30,9 +30,8 @@ from proxy.identity import Identity
 from proxy.inference import status
 from proxy.inference.calls import OTHER_METHOD
 from proxy.inference.status import Code
-from proxy.relay import kept
 from proxy.relay.facts import Facts, timeout_of
-from proxy.relay.kept import Held, Replayable
+from proxy.relay.kept import ANSWERED, HAS_TRAILERS, NOTHING, SMALL, Held, Replayable
 from proxy.relay.relay import Relay, Wire, log
 from proxy.telemetry.log import throttled
 from proxy.upstream.link import UpstreamConnection
@@ -60,13 +59,20 @@ class Call(Replayable):
         self.facts: Facts | None = None
         self.started = conn.relay.now
         self.held: Held | None = None  # what came before there was an upstream connection
-        self.kept = kept.NOTHING
+        self.kept = NOTHING
 
     # -- waiting for a connection (upstream.pool.Waiter)
 
     @property
     def owner(self) -> Downstream:
         return self.conn
+
+    def progress(self) -> object | None:
+        """See relay.room: what changes whenever data comes, from either side; None once the request has ended."""
+        partner = self.partner
+        if self.remote_closed or partner is None:
+            return None
+        return self.recv_window, self.unacked, partner.recv_window, partner.unacked
 
     def connected(self, conn: UpstreamConnection) -> None:
         """There is room on this connection: the request goes out with all that has come so far."""
@@ -79,12 +85,13 @@ class Call(Replayable):
         partner = conn.open_stream(self.facts.forward, held.end and not chunks, held.request)
         partner.partner = self
         self.partner = partner
+        self.conn.carried += 1
         while chunks:
             chunk = chunks.popleft()
             self.keep(chunk)
             conn.send_data(partner, chunk, held.end and not chunks)
         if held.trailers is not None:
-            self.forget_request(kept.HAS_TRAILERS)
+            self.forget_request(HAS_TRAILERS)
             conn.send_trailers(partner, held.trailers, held.passing)
 
     def too_large(self, block: HeaderBlock, passing: Passing | None, conn: UpstreamConnection) -> bool:
@@ -109,7 +116,7 @@ class Call(Replayable):
         if isinstance(held, str):
             return held
         if self.partner is not None:
-            self.conn.granted -= self.partner.window - FIRST_WINDOW
+            self._leave(self.partner)
         self.unlink()
         relay = self.conn.relay
         self.held = held
@@ -172,8 +179,8 @@ class Call(Replayable):
             return
         self.done = True
         relay = self.conn.relay
-        if type(self.kept) is Held:
-            self.forget_request(kept.ANSWERED)
+        if self.kept is not ANSWERED:
+            self.forget_request(ANSWERED)
         if self.deadline_slot >= 0:
             relay.deadlines.remove(self)
         partner = self.partner
@@ -181,8 +188,7 @@ class Call(Replayable):
             relay.pool.forget(self)
             self._take_held()
         else:
-            if partner.window != FIRST_WINDOW:
-                self.conn.granted -= partner.window - FIRST_WINDOW
+            self._leave(partner)
             if not (partner.local_closed and partner.remote_closed):
                 partner.conn.reset(partner, ErrorCode.CANCEL)
         facts = self.facts
@@ -196,6 +202,12 @@ class Call(Replayable):
                 self._log(facts, code)
         if self.local_closed and self.remote_closed:
             self.unlink()
+
+    def _leave(self, partner: Stream) -> None:
+        """The upstream stream is over, or about to be: what it took of this client's shares is free."""
+        conn = self.conn
+        conn.carried -= 1
+        conn.granted -= partner.window - FIRST_WINDOW
 
     def unlink(self) -> None:
         """The call is over on both sides. Two streams that refer to each other would wait for the cycle collector."""
@@ -218,11 +230,12 @@ class Call(Replayable):
 class Downstream(ServerConnection):
     """One client's HTTP/2 connection. `peer_name` is its address, `identity` who its certificate says it is."""
 
-    __slots__ = ("granted", "held_bytes", "identity", "peer_name", "relay", "wide_calls")
+    __slots__ = ("carried", "granted", "held_bytes", "identity", "peer_name", "relay", "wide_calls")
 
     def __init__(self, relay: Relay, wire: Wire, peer_name: str, identity: Identity | None) -> None:
         self.relay = relay
         self.peer_name = peer_name
+        self.carried = 0  # calls that are on an upstream connection
         self.granted = 0  # bytes by which windows of streams upstream have grown on this client's account
         self.held_bytes = 0  # of calls that wait for an upstream connection
         self.wide_calls = 0
@@ -278,6 +291,7 @@ class Downstream(ServerConnection):
             partner = conn.open_stream(facts.forward, end, passing)
             partner.partner = call
             call.partner = partner
+            self.carried += 1
             if self.wide_calls:
                 self.wide_calls -= 1
                 conn.widen(partner)
@@ -301,14 +315,12 @@ class Downstream(ServerConnection):
         else:
             self.queue_up(call)
 
-    def carried(self) -> int:
-        """How many calls are on an upstream connection."""
-        return sum([call.partner is not None for call in self.streams.values()])
-
     def queue_up(self, call: Call, refused_by: UpstreamConnection | None = None) -> None:
         """Let a call wait for an upstream connection with what it holds."""
         pool = self.relay.pool
-        if not pool.wait(call, refused_by):
+        if pool.wait(call, refused_by):
+            self.relay.look_for_room()
+        else:
             call.answer(
                 Code.RESOURCE_EXHAUSTED,
                 f"{pool.waiting} calls already wait for upstream {pool.address}, {pool.max_waiting} may, and no client "
@@ -361,13 +373,13 @@ class Downstream(ServerConnection):
     def unforwarded(self, call: Stream) -> int:
         """Bytes of a call that came and for which it got no credit yet: they wait for the upstream's window."""
         under_way = self._data_left if self._data_stream is call else 0
-        return self.stream_window - call.recv_window - call.unacked - under_way
+        return call.window - call.recv_window - call.unacked - under_way
 
     def on_data(self, call: Stream, chunk: Buffer, end: bool) -> None:
         assert isinstance(call, Call)
         partner = call.partner
         if partner is not None:
-            if not call.kept and type(chunk) is bytes and len(chunk) <= kept.SMALL:
+            if not call.kept and type(chunk) is bytes and len(chunk) <= SMALL:
                 call.kept = chunk
             elif type(call.kept) is not str:
                 call.keep(chunk)
@@ -396,7 +408,7 @@ class Downstream(ServerConnection):
         assert isinstance(call, Call)
         partner = call.partner
         if partner is not None:
-            call.forget_request(kept.HAS_TRAILERS)
+            call.forget_request(HAS_TRAILERS)
             if not call.too_large(trailers, call.passing, cast(UpstreamConnection, partner.conn)):
                 partner.conn.send_trailers(partner, trailers, call.passing)
         elif call.facts is not None and call.facts.refusal is not None:

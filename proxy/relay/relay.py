@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.config.model import Limits, Timeouts
 from proxy.http2 import Abuse, Buffer, Connection, ConnectionFault, ErrorCode, Sender, guards
+from proxy.inference.status import Code
 from proxy.relay.deadlines import SLOT_SECONDS, Deadlines
+from proxy.relay.room import LOOK_SECONDS, Room
 from proxy.telemetry.metrics import Counters
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class Relay:
         self.clients: dict[Downstream, None] = {}
         self._reluctant: dict[Downstream, tuple[int, float]] = {}  # with much that waits -> (bytes sent, since when)
         self._timer: asyncio.TimerHandle | None = None
+        self._room: Room[Call] = Room()
+        self._room_timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Something happens: take its time."""
@@ -165,6 +169,30 @@ class Relay:
             del self._misbehaved[address]
             return False
         return True
+
+    def look_for_room(self) -> None:
+        """A call waits: see from time to time whether that is because others hold on to what they don't use."""
+        if self._room_timer is None and not self.pool.has_room():
+            self._room_timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._make_room)
+
+    def _make_room(self) -> None:
+        self._room_timer = None
+        pool = self.pool
+        waiting = pool.waiting_owners()
+        if not waiting or pool.has_room():
+            self._room.rest()
+            return
+        self.begin()
+        partners = [stream.partner for link in pool.links for stream in link.conn.streams.values()]
+        held = [cast("Call", call) for call in partners if call is not None]
+        for call in self._room.look(held, waiting, self.now):
+            call.answer(
+                Code.RESOURCE_EXHAUSTED,
+                f"the call lay idle while others had no room on upstream {pool.address}, of which this client has most "
+                "(limits.upstream_connections, limits.streams_per_upstream_connection)",
+            )
+        self.flush()
+        self.look_for_room()
 
     def add_deadline(self, call: Call, seconds: float) -> None:
         self.deadlines.add(call, self.now + seconds)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.config.model import Address
-from proxy.http2 import Stream
 from proxy.spawn import spawn
 from proxy.telemetry.log import throttled
 from proxy.upstream.link import Link, UpstreamConnection
@@ -36,11 +35,7 @@ class Owner(Protocol):
     """Whose calls they are: one client's connection. Those that wait are served one of each owner in turn, and an owner
     that has much gets no more while little is left."""
 
-    streams: dict[int, Stream]
-
-    def carried(self) -> int:
-        """How many of its calls are on an upstream connection."""
-        ...
+    carried: int  # how many of its calls are on an upstream connection
 
 
 class Waiter(Protocol):
@@ -110,18 +105,27 @@ class Pool:
         for conn in self.ready:
             room = conn.room()
             if room > 0:
-                return conn if room * _SHARE > len(owner.streams) or self._may_have_more(owner) else None
+                return conn if owner.carried < room * _SHARE or owner.carried < self._fair_share() else None
         return None
 
-    def _may_have_more(self, owner: Owner) -> bool:
+    def _fair_share(self) -> int:
+        """A client that has so many calls upstream, or more, gets no further ones now."""
         room = sum([max(conn.room(), 0) for conn in self.ready])
         unopened = self._max_connections - len(self.ready)
         newest = self.ready[-1]
         room += max(unopened, 0) * min(newest.peer.max_streams, newest.max_streams)
-        return owner.carried() < room * _SHARE
+        return room * _SHARE
 
-    def _has_room(self) -> bool:
-        return any(conn.room() > 0 for conn in self.ready)
+    def waiting_owners(self) -> dict[Owner, int]:
+        """Whose calls wait, and how many."""
+        return {owner: len(queue) for owner, queue in self._queues.items()}
+
+    def has_room(self) -> bool:
+        """Whether any connection takes a further call, be it not from everyone."""
+        return self._first_with_room() is not None
+
+    def _first_with_room(self) -> UpstreamConnection | None:
+        return next((conn for conn in self.ready if conn.room() > 0), None)
 
     def pick_other(self, refused_by: UpstreamConnection, no_more: bool = False) -> UpstreamConnection | None:
         """A connection for a call that this one has refused: another, or the same where there can be no other.
@@ -171,21 +175,16 @@ class Pool:
             if other is not None:
                 del self._refused[waiter]
                 waiter.connected(other)
-        passed_over = 0
-        while passed_over < len(self._queues):
-            owner, queue = next(iter(self._queues.items()))
-            conn = self.pick(owner)
-            if conn is None and not self._has_room():
+        while self._queues and (conn := self._first_with_room()) is not None:
+            share = self._fair_share()
+            owner = next((owner for owner in self._queues if owner.carried < share), None)
+            if owner is None:
                 return
-            del self._queues[owner]
+            queue = self._queues.pop(owner)
             self._queues[owner] = queue  # behind the others
-            if conn is None:
-                passed_over += 1
-            else:
-                passed_over = 0
-                waiter = next(iter(queue))
-                self.forget(waiter)
-                waiter.connected(conn)
+            waiter = next(iter(queue))
+            self.forget(waiter)
+            waiter.connected(conn)
 
     def going_away(self, conn: UpstreamConnection) -> None:
         """No new calls on this connection; those on it may finish."""

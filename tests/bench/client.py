@@ -24,7 +24,7 @@ from pathlib import Path
 from . import machine, wire
 from .connection import Call, Connection, Problem, client_context
 
-MOST_CALLS = 30_000  # encoded for each second of a closed loop; a run in which more are answered ends early
+MOST_CALLS = 50_000  # encoded for each second of a closed loop; a run in which more are answered ends early
 DRAIN_SECONDS = 5.0
 STALL_SECONDS = 5.0
 TIMER_SLACK_NS = 1000
