@@ -16,6 +16,7 @@ from proxy import identity
 from proxy.config.model import Settings
 from proxy.http2 import ConnectionFault, ErrorCode
 from proxy.identity import Identity
+from proxy.memory import return_free_memory
 from proxy.relay.downstream import Downstream
 from proxy.relay.relay import Relay
 from proxy.telemetry.log import throttled
@@ -27,6 +28,10 @@ from proxy.tls.shell import Session, Shell
 _BACKLOG = 1024
 _SWEEP_SECONDS = 1.0
 _SLOW_START_SECONDS = 0.25
+# How often memory that was freed is returned to the system, if there may be any: it takes a millisecond or a few.
+_RETURN_SECONDS = 3.0
+_NOT_SENT_BYTES = 131_072
+_MUCH_CARRIED = 16_777_216
 
 
 class Listener:
@@ -55,6 +60,7 @@ class Listener:
         self._sockets: list[socket.socket] = []  # bound, not accepting yet
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle_since: dict[Shell, float] = {}
+        self._returned = (0, 0, 0.0)  # connections closed, bytes carried and the time, when memory was returned
 
     # -- life
 
@@ -209,6 +215,17 @@ class Listener:
                 self._end_late_handshake(shell)
         if self._settings.timeouts.idle:
             self._close_idle_ones(now)
+        self._return_memory(now)
+
+    def _return_memory(self, now: float) -> None:
+        """Give the system back what a burst has left behind: the C library keeps it otherwise."""
+        counters = self.counters
+        closed, carried, since = self._returned
+        closed_now = counters.connections_total - len(self._shells)
+        carried_now = counters.downstream_received + counters.downstream_sent
+        if now - since >= _RETURN_SECONDS and (closed_now > closed or carried_now - carried >= _MUCH_CARRIED):
+            return_free_memory()
+            self._returned = closed_now, carried_now, now
 
     def _end_late_handshake(self, shell: Shell) -> None:
         """TLS isn't finished in time, or HTTP/2's preface and SETTINGS, which trickle in or don't come at all."""
@@ -273,6 +290,8 @@ def _bind_one(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
+        # The kernel would take megabytes for a client that reads nothing, and that would pass for having been read.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)

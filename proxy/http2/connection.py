@@ -66,6 +66,7 @@ class Connection(Sender):
         "max_streams",
         "opened",
         "recv_window",
+        "resetting",
         "settings_acked",
         "spenders",
     )
@@ -100,6 +101,7 @@ class Connection(Sender):
         self._data_end = False
         self._queued_replies = 0
         self._spent: dict[str, int] = {}
+        self.resetting = False  # the peer has reset streams in this interval, or made us do so
         self._requests = 0  # streams that the peer has opened; identifiers may be skipped
         self._spending_from = (0, 0)  # these and DATA frames sent, when the interval's spending began
         self.spenders: list[Connection] = []
@@ -128,6 +130,7 @@ class Connection(Sender):
     def refill(self) -> None:
         """A new interval begins."""
         self._spent.clear()
+        self.resetting = False
 
     def _spend(self, kind: str, cost: int = 1) -> None:
         """Take from a client's budget, or end the connection."""
@@ -137,6 +140,8 @@ class Connection(Sender):
         if not spent:
             self.spenders.append(self)
             self._spending_from = (self._requests, self.data_sent)
+        if kind == guards.RESET or kind == guards.PROVOKED_RESET:
+            self.resetting = True
         total = spent[kind] = spent.get(kind, 0) + cost
         budget = guards.BUDGETS[kind]
         if total > budget:

@@ -99,8 +99,9 @@ _BOMB_BYTES = 1_048_576  # a list so far over the limit is no mistake
 
 # Most blocks begin with, or are, fields that stand in the tables. At most so many: the bound of a list's size is
 # looked at only behind them.
-_INDEXED_RUN = re.compile(rb"[\x80-\xfe]{1,16}").match
+_INDEXED_RUN = re.compile(rb"[\x81-\xfe]{1,16}").match
 _RUNS = 32
+_FIRST_DYNAMIC = 0x80 + _STATIC_COUNT + 1
 
 _MEMO_ENTRIES = 512
 _MEMO_VALUE_BYTES = 512
@@ -263,8 +264,14 @@ class Decoder:
 
     def _indexed_run(self, run: bytes) -> tuple[tuple[Field, ...], int]:
         """The fields of a run of indexed fields, and their size; remembered while the dynamic table stands."""
-        fields = tuple([self._lookup(byte & 0x7F) for byte in run])
-        known = fields, sum([len(name) + len(value) + ENTRY_OVERHEAD for name, value in fields])
+        table, size, fields = self._table, 0, []
+        if max(run) >= _FIRST_DYNAMIC + len(table):
+            raise HpackFault(f"header index {max(run) - 0x80} is in no table")
+        for byte in run:
+            field = STATIC_TABLE[byte - 0x81] if byte < _FIRST_DYNAMIC else table[_FIRST_DYNAMIC - 1 - byte]
+            fields.append(field)
+            size += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
+        known = tuple(fields), size
         if len(self._runs) >= _RUNS:
             self._runs.clear()
         self._runs[run] = known

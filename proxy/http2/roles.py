@@ -90,7 +90,8 @@ class ServerConnection(Connection):
             if stream_id & 1 == 0:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream identifier is even")
             if stream_id not in self.resets:
-                if stream_id < self.last_remote_id > 2 * self._requests - 1:  # some were skipped: perhaps never used
+                skipped = self.last_remote_id > 2 * self._requests - 1
+                if skipped and stream_id < self.last_remote_id:  # as far as is known, it was never used
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {stream_id} behind {self.last_remote_id}")
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
             self._decode(block, self._trailers, intern_trailers)

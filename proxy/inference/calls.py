@@ -21,8 +21,12 @@ def method_label(path: bytes) -> str:
 
 
 def is_grpc(content_type: bytes) -> bool:
-    """application/grpc, with +proto and the like or parameters behind it; not application/grpc-web."""
-    return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
+    """application/grpc, with +proto and the like or parameters behind it; not application/grpc-web.
+
+    In any case, and with white space before the parameters (RFC 9110 section 8.3.1).
+    """
+    kind = content_type.partition(b";")[0].rstrip(b" \t").lower()
+    return kind == b"application/grpc" or kind.startswith(b"application/grpc+")
 
 
 def parse_timeout(value: bytes) -> float:

@@ -249,14 +249,12 @@ class Downstream(ServerConnection):
         )
         self.wire = wire
         self.spenders = relay.spenders
-        relay.await_settings_ack(self)
         relay.clients[self] = None
 
     def new_stream(self, stream_id: int) -> Call:
         return Call(self, stream_id, self.stream_window, self.peer.initial_window)
 
-    def on_request(self, call: Stream, head: RequestHead, end: bool) -> None:
-        assert isinstance(call, Call)
+    def on_request(self, call: Call, head: RequestHead, end: bool) -> None:  # type: ignore[override]
         relay = self.relay
         facts: Facts | None = head.note
         if facts is None:
@@ -276,7 +274,7 @@ class Downstream(ServerConnection):
                 return
         if timeout is not None:
             relay.add_deadline(call, timeout)
-        if self._spent:
+        if self.resetting:
             # A client that has just reset streams may do so again with its next frame. What it opens and resets in one
             # read must not reach the upstream, which would end the connection that others share (CVE-2023-44487).
             call.held = Held(call.passing, end)
@@ -327,17 +325,20 @@ class Downstream(ServerConnection):
                 "more than it leaves to others (limits.pending_requests)",
             )
 
-    def on_request_too_large(self, call: Stream, limit: int) -> None:
-        assert isinstance(call, Call)
+    def on_request_too_large(self, call: Call, limit: int) -> None:  # type: ignore[override]
         call.answer(
             Code.RESOURCE_EXHAUSTED,
             f"the request's headers exceed {limit} bytes (limits.header_list_bytes) or {MAX_FIELDS} fields",
         )
 
-    def on_stream_closed(self, call: Stream) -> None:
-        assert isinstance(call, Call)
+    def on_stream_closed(self, call: Call) -> None:  # type: ignore[override]
         if call.done:
             call.unlink()
+
+    def on_settings(self) -> None:
+        # From here on, and not before: the preface itself is the listener's to wait for.
+        if not self.settings_acked:
+            self.relay.await_settings_ack(self)
 
     def on_settings_acked(self) -> None:
         self.relay.settings_acked(self)
@@ -347,8 +348,7 @@ class Downstream(ServerConnection):
         self.held_bytes += size
         self.relay.held_bytes += size
 
-    def on_stuck(self, call: Stream) -> None:
-        assert isinstance(call, Call)
+    def on_stuck(self, call: Call) -> None:  # type: ignore[override]
         most = self.relay.limits.waiting_bytes_per_connection
         if self.stuck + self.held_bytes > most:
             call.answer(
@@ -375,8 +375,7 @@ class Downstream(ServerConnection):
         under_way = self._data_left if self._data_stream is call else 0
         return call.window - call.recv_window - call.unacked - under_way
 
-    def on_data(self, call: Stream, chunk: Buffer, end: bool) -> None:
-        assert isinstance(call, Call)
+    def on_data(self, call: Call, chunk: Buffer, end: bool) -> None:  # type: ignore[override]
         partner = call.partner
         if partner is not None:
             if not call.kept and type(chunk) is bytes and len(chunk) <= SMALL:
@@ -404,8 +403,7 @@ class Downstream(ServerConnection):
             else:
                 self.on_stuck(call)
 
-    def on_trailers(self, call: Stream, trailers: Trailers) -> None:
-        assert isinstance(call, Call)
+    def on_trailers(self, call: Call, trailers: Trailers) -> None:  # type: ignore[override]
         partner = call.partner
         if partner is not None:
             call.forget_request(HAS_TRAILERS)
@@ -417,13 +415,11 @@ class Downstream(ServerConnection):
             call.held.trailers = trailers
             call.held.passing = call.passing
 
-    def on_reset(self, call: Stream, code: int) -> None:
+    def on_reset(self, call: Call, code: int) -> None:  # type: ignore[override]
         """The client cancels, whatever its code; no client gets to send others to an upstream that all share."""
-        assert isinstance(call, Call)
         call.finish(Code.CANCELLED)
 
-    def on_stream_fault(self, call: Stream, code: ErrorCode, reason: str) -> None:
-        assert isinstance(call, Call)
+    def on_stream_fault(self, call: Call, code: ErrorCode, reason: str) -> None:  # type: ignore[override]
         log.debug("%s: stream %d: %s: %s", self.peer_name, call.id, error_name(code), reason)
         call.finish(Code.INTERNAL)
 

@@ -133,8 +133,8 @@ class Relay:
         self.flush()
 
     def await_settings_ack(self, conn: Connection) -> None:
-        """The peer has, or is about to get, our SETTINGS."""
-        self._unacknowledged[conn] = self.now
+        """The peer has sent its SETTINGS, so that it should have got ours."""
+        self._unacknowledged.setdefault(conn, self.now)
 
     def settings_acked(self, conn: Connection) -> None:
         """The peer has acknowledged them, or is gone."""

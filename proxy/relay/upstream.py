@@ -67,8 +67,7 @@ class Upstream(UpstreamConnection):
     # -- answers
 
     def on_response(self, stream: Stream, head: ResponseHead, end: bool) -> None:
-        call = stream.partner
-        assert isinstance(call, Call)
+        call: Call = stream.partner  # type: ignore[assignment]
         note: tuple[Code | None, str | None] | None = head.note
         if note is None:
             note = head.note = _judge_response(head)
@@ -92,8 +91,7 @@ class Upstream(UpstreamConnection):
             call.finish(code or Code.OK)
 
     def on_informational(self, stream: Stream, head: ResponseHead) -> None:
-        call = stream.partner
-        assert isinstance(call, Call)
+        call: Call = stream.partner  # type: ignore[assignment]
         call.forget_request(ANSWERED)
         if list_size(head, stream.passing) <= call.conn.peer.max_header_list:
             call.conn.send_headers(call, head, False, stream.passing)
@@ -122,8 +120,7 @@ class Upstream(UpstreamConnection):
             call.finish(Code.INTERNAL)
 
     def on_trailers(self, stream: Stream, trailers: Trailers) -> None:
-        call = stream.partner
-        assert isinstance(call, Call)
+        call: Call = stream.partner  # type: ignore[assignment]
         code: Code | None = trailers.note
         if code is None:
             code = trailers.note = status.read(trailers.fields)
@@ -141,8 +138,7 @@ class Upstream(UpstreamConnection):
 
     def on_reset(self, stream: Stream, code: int) -> None:
         """RST_STREAM crosses the gate as it came; the client makes a status of it."""
-        call = stream.partner
-        assert isinstance(call, Call)
+        call: Call = stream.partner  # type: ignore[assignment]
         if call.done:
             return
         if code == ErrorCode.REFUSED_STREAM and not call.responding:
@@ -152,13 +148,11 @@ class Upstream(UpstreamConnection):
         call.finish(status.from_reset(code))
 
     def on_stream_fault(self, stream: Stream, code: ErrorCode, reason: str) -> None:
-        call = stream.partner
-        assert isinstance(call, Call)
+        call: Call = stream.partner  # type: ignore[assignment]
         call.answer(Code.INTERNAL, f"{self._name()} broke HTTP/2: {reason}")
 
     def on_refused(self, stream: Stream, code: int, debug: bytes) -> None:
-        call = stream.partner
-        assert isinstance(call, Call)
+        call: Call = stream.partner  # type: ignore[assignment]
         self._unprocessed(call, f"{self._name()} went away before it took the call{_goaway_text(code, debug)}")
 
     def _unprocessed(self, call: Call, what: str) -> None:

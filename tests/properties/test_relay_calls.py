@@ -89,6 +89,9 @@ class Pool:
         while self.queue and (conn := self.pick()) is not None:
             self.queue.pop(0).connected(conn)
 
+    def has_room(self) -> bool:
+        return self.pick() is not None
+
     def going_away(self, conn: Upstream) -> None:
         if self.conn is conn:
             self.conn = None

@@ -317,6 +317,8 @@ class World:
             self.relay.begin()
             client.conn.lost()
             self.relay.flush()
+            conn = client.conn
+            assert (conn.carried, conn.granted, conn.held_bytes, conn.queued, conn.stuck) == (0, 0, 0, 0, 0)
         self.pool.close()
         await until(lambda: not self.pool.links, "the connections upstream to end")
         assert self.relay.held_bytes == 0

@@ -352,6 +352,19 @@ async def test_8_7_a_call_that_has_waited_once_is_sent_again() -> None:
         assert (again.heads, bytes(again.body)) == (before.heads, b"waited")
 
 
+async def test_8_1_the_sections_of_a_call_that_waits_are_kept_apart() -> None:
+    """The fields of its trailers don't go out with its head."""
+    backend = Backend((wire.MAX_CONCURRENT_STREAMS, 0))
+    async with joined(backend, upstream_connections=1) as world:
+        client = world.client()
+        client.call(1, b"waited", (b"x-id", b"head"), end=False)
+        client.feed(wire.frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 1, b"\0\x04x-id\x08trailers"))
+        conn = await backend.connection(0)
+        conn.send(wire.settings((wire.MAX_CONCURRENT_STREAMS, 1)))
+        call = await conn.call()
+        assert [dict(section)[b"x-id"] for section in call.heads] == [b"head", b"trailers"]
+
+
 async def test_8_7_the_only_connection_gets_it_again() -> None:
     backend = Backend()
     async with joined(backend, upstream_connections=1) as world:

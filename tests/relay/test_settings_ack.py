@@ -36,10 +36,19 @@ async def test_6_5_3_a_client_that_does_not_acknowledge_is_ended() -> None:
 async def test_6_5_3_a_client_that_is_slow_to_acknowledge_is_not() -> None:
     async with joined(Backend(), ack_timeout=SECONDS) as world:
         client = world.client(acknowledges=False)
-        client.feed(settings())  # which acknowledges nothing
         client.feed(SETTINGS_ACK, SETTINGS_ACK)  # one too many is harmless
         await sweep(world)
         client.alive()
+
+
+async def test_6_5_3_settings_of_its_own_gain_a_client_no_time() -> None:
+    async with joined(Backend(), ack_timeout=SECONDS) as world:
+        client = world.client(acknowledges=False)
+        await asyncio.sleep(SECONDS * 0.7)
+        client.feed(settings())
+        await asyncio.sleep(SECONDS * 0.7)
+        world.relay.refill()
+        assert [item.code for item in client.inbox.of(GOAWAY)] == [ErrorCode.SETTINGS_TIMEOUT]
 
 
 async def test_6_5_3_nothing_is_kept_of_clients_that_have_gone() -> None:

@@ -1,5 +1,5 @@
-"""Promise: a call that the upstream says it has not processed is made again by the gate, and its client never knows; one
-that may have been processed is not."""
+"""Promise: a call that the upstream says it has not processed is made again by the gate, and its client never knows;
+one that may have been processed is not."""
 
 from __future__ import annotations
 

@@ -1,0 +1,196 @@
+"""No client keeps the others from the upstream: room is shared out, places to wait are, idle calls give way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pytest
+
+from proxy.inference.status import Code
+from proxy.relay.room import IDLE_SECONDS, Room
+from tests.http2 import wire
+from tests.http2.wire import MAX_CONCURRENT_STREAMS
+from tests.relay.harness import Backend, Caller, joined, settle, until
+
+# -- room, shared out as calls come
+
+
+def open_calls(client: Caller, count: int, first: int = 1) -> None:
+    """Calls whose requests don't end."""
+    client.feed(*[client.head(stream) for stream in range(first, first + 2 * count, 2)])
+
+
+async def test_one_client_alone_gets_eight_of_nine_places() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 90))
+    async with joined(backend, upstream_connections=1) as world:
+        client = world.client()
+        open_calls(client, 100)
+        conn = await backend.connection()
+        await until(lambda: len(conn.calls) == 80, "its share")
+        await settle()
+        assert len(conn.calls) == client.conn.carried == 80
+        assert world.pool.waiting == 20
+
+
+async def test_the_next_client_finds_room() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 90))
+    async with joined(backend, upstream_connections=1) as world:
+        greedy, modest = world.client(), world.client()
+        open_calls(greedy, 100)
+        modest.call(1)
+        conn = await backend.connection()
+        await conn.call(161)
+        conn.answer(161)
+        assert (await modest.reply(1)).status == 0
+
+
+async def test_what_a_call_leaves_goes_to_those_that_wait() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 90))
+    async with joined(backend, upstream_connections=1) as world:
+        client = world.client()
+        open_calls(client, 100)
+        conn = await backend.connection()
+        await conn.call(159, whole=False)
+        conn.answer(1)
+        await conn.call(161, whole=False)
+        assert client.conn.carried == 80
+
+
+async def test_clients_that_wait_are_served_in_turn() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 1))
+    async with joined(backend, upstream_connections=1) as world:
+        holder, first, second = world.client(), world.client(), world.client()
+        holder.call(1)
+        conn = await backend.connection()
+        await conn.call(1)
+        for stream in (1, 3, 5):
+            first.call(stream, b"of the first")
+        second.call(1, b"of the second")
+        for stream in (1, 3, 5, 7):
+            await conn.call(stream)
+            conn.answer(stream)
+        await conn.call(9)
+        conn.answer(9)
+        await first.reply(5)
+        bodies = [bytes(conn.calls[stream].body) for stream in (3, 5, 7, 9)]
+        assert bodies == [b"of the first", b"of the second", b"of the first", b"of the first"]
+
+
+async def test_places_to_wait_are_shared_too() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 1))
+    async with joined(backend, upstream_connections=1, pending_requests=10) as world:
+        holder, greedy, modest = world.client(), world.client(), world.client()
+        holder.call(1)
+        await (await backend.connection()).call(1)
+        for stream in range(1, 21, 2):
+            greedy.call(stream)
+        assert world.pool.waiting == 5
+        reply = await greedy.reply(11)
+        assert reply.status == Code.RESOURCE_EXHAUSTED
+        assert "limits.pending_requests" in reply.words
+        modest.call(1)
+        assert world.pool.waiting == 6
+
+
+# -- idle calls give way
+
+
+async def test_idle_calls_of_who_has_most_make_room() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 8))
+    async with joined(backend, upstream_connections=1) as world:
+        greedy, modest = world.client(), world.client()
+        open_calls(greedy, 7)
+        conn = await backend.connection()
+        await conn.call(13, whole=False)
+        third = world.client()
+        third.call(1, end=False)
+        await conn.call(15, whole=False)
+        modest.call(1, b"modest")
+        assert world.pool.waiting == 1
+        await until(lambda: len(conn.calls) == 9, "room")
+        assert bytes((await conn.call(17)).body) == b"modest"
+        ended = [stream for stream, message in greedy.inbox.messages.items() if message.over]
+        assert len(ended) == 1
+        reply = greedy.inbox.messages[ended[0]]
+        assert reply.status == Code.RESOURCE_EXHAUSTED
+        assert "idle" in reply.words
+        greedy.alive()
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A call of the pure tests: progress is what they say."""
+
+    owner: str
+    number: int
+    at: object = 0
+
+    def progress(self) -> object:
+        return self.at
+
+
+def look(held: Iterable[Idle], waiting: Mapping[str, int], *, idle_for: float = IDLE_SECONDS) -> list[Idle]:
+    room: Room[Idle] = Room()
+    held = list(held)
+    assert room.look(held, waiting, 0.0) == []
+    return room.look(held, waiting, idle_for)
+
+
+def calls(owner: str, count: int) -> list[Idle]:
+    return [Idle(owner, number) for number in range(count)]
+
+
+def test_as_many_as_wait_are_ended_of_who_has_most() -> None:
+    ended = look(calls("a", 20) + calls("b", 5), {"c": 2})
+    assert [call.owner for call in ended] == ["a", "a"]
+
+
+def test_nobody_gets_more_than_a_share_that_way() -> None:
+    assert len(look(calls("a", 20) + calls("b", 1), {"b": 50})) == 9  # of 21, a share of 10
+    assert look(calls("a", 10) + calls("b", 11), {"b": 50}) == []
+
+
+def test_nobody_loses_what_is_within_its_share() -> None:
+    ended = look(calls("a", 11) + calls("b", 9), {"c": 10, "d": 10})
+    assert {owner: len([call for call in ended if call.owner == owner]) for owner in "ab"} == {"a": 6, "b": 4}
+
+
+def test_a_call_is_idle_after_a_second_without_progress() -> None:
+    assert look(calls("a", 5), {"b": 1}, idle_for=IDLE_SECONDS - 0.01) == []
+    room: Room[Idle] = Room()
+
+    class Moving(Idle):
+        def progress(self) -> object:
+            return object()
+
+    held = [Moving("a", number) for number in range(5)]
+    for now in range(5):
+        assert room.look(held, {"b": 1}, float(now)) == []
+
+
+@pytest.mark.parametrize("at", [None])
+def test_a_call_whose_request_has_ended_is_never_idle(at: object) -> None:
+    assert look([Idle("a", number, at) for number in range(5)], {"b": 1}) == []
+
+
+def test_with_more_clients_than_room_those_with_one_keep_it() -> None:
+    assert look([Idle(str(number), 0) for number in range(3)], {"x": 1, "y": 1}) == []
+
+
+# -- memory of requests that the upstream doesn't take
+
+
+async def test_requests_that_wait_are_bounded_for_each_client() -> None:
+    backend = Backend((wire.INITIAL_WINDOW_SIZE, 0))
+    limit = 1_048_576
+    async with joined(backend, waiting_bytes_per_connection=limit) as world:
+        client = world.client()
+        await until(lambda: world.pool.ready[0].peer.initial_window == 0, "the window")
+        for stream in range(1, 11, 2):
+            client.call(stream, bytes(250_000), end=False)
+        reply = await client.reply(9)
+        assert reply.status == Code.RESOURCE_EXHAUSTED
+        assert "limits.waiting_bytes_per_connection" in reply.words
+        assert client.conn.stuck == 4 * 250_000
+        client.alive()
