@@ -17,7 +17,11 @@ def server_context(settings: Tls) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS12_CIPHERS)
     # A client that renegotiates makes the server do handshakes for nothing; compression leaks (CRIME).
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    # All suites left are strong ones. gRPC's clients put AES-128 first, OpenSSL AES-256, which costs a quarter more.
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    # A ticket for a client that comes again, which gets a new one then; a second one costs 25 us for nothing.
+    context.num_tickets = 1
     context.set_alpn_protocols(["h2"])
     context.load_cert_chain(settings.cert_file, settings.key_file)
     if settings.ca_file is not None:
