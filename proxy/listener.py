@@ -1,33 +1,48 @@
-"""The public port: accepts connections within limits.connections, gives each a TLS shell and, once its handshake
-is done, a session; sees to it that handshakes end in time and that idle connections are closed.
+"""The public port: accepts connections within their limits, gives each a TLS shell and, once its handshake is done,
+a session; sees to it that handshakes end in time, that idle connections are closed, and that those which have ended
+don't keep their files for long.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 
 from proxy import identity
-from proxy.config.model import Settings
+from proxy.config.model import Limits, Settings
 from proxy.http2 import ConnectionFault, ErrorCode
 from proxy.identity import Identity
 from proxy.memory import return_free_memory
 from proxy.relay.downstream import Downstream
 from proxy.relay.relay import Relay
+from proxy.spawn import spawn
 from proxy.telemetry.log import throttled
-from proxy.telemetry.metrics import Counters
+from proxy.telemetry.metrics import STALLED_HANDSHAKE, UNREAD_OUTPUT, Counters
 from proxy.tls import reasons
+from proxy.tls.handshakes import Handshakes
 from proxy.tls.reasons import Reason
 from proxy.tls.shell import Session, Shell
 
 _BACKLOG = 1024
 _SWEEP_SECONDS = 1.0
 _SLOW_START_SECONDS = 0.25
+# From then on, or from its 100th read on, what a connection sends is work that handshakes make room for. What a new one
+# sends is not: clients that come and go, or many that come at once, would hold each other up.
+_SETTLED_SECONDS = 2.0
+# While others have work, accepting pauses after so many connections: those that are refused, that say nothing or nothing
+# sensible cost a tenth of a millisecond each, and may come by the ten thousand a second.
+_ACCEPTED_AT_ONCE, _PAUSE_SECONDS = 20, 0.01
+# Connections that have ended, and whose clients may still read why: each keeps a file open, for 30 s at most.
+_MOST_LINGERING = 256
+# What isn't clients' connections: those to the upstream, the admin port's, the log, libraries.
+_OTHER_FILES = 128
 # How often memory that was freed is returned to the system, if there may be any: it takes a millisecond or a few.
 _RETURN_SECONDS = 3.0
 _NOT_SENT_BYTES = 131_072
@@ -51,13 +66,21 @@ class Listener:
         self.relay = relay
         self.begin: Callable[[], None] = relay.begin
         self.flush: Callable[[], None] = relay.flush
+        self.handshakes = Handshakes(self._work, self._give_up)
         self.port = 0
         self._settings = settings
         self.counters = counters
+        self._most = settings.limits.connections
         self._shells: dict[Shell, None] = {}
-        self._handshaking: dict[Shell, None] = {}  # in the order of their beginning
+        self._networks: dict[str, int] = {}  # -> how many of the shells come from there
+        self._handshaking: dict[Shell, None] = {}  # or without HTTP/2's preface, in the order of their beginning
+        self._unsettled: deque[Shell] = deque()  # with a session, in the order of their handshakes' ends
+        self._unsettled_received = 0  # bytes
+        self._lingering: dict[Shell, None] = {}
         self._servers: list[asyncio.Server] = []
-        self._sockets: list[socket.socket] = []  # bound, not accepting yet
+        self._sockets: list[socket.socket] = []
+        self._paused: asyncio.TimerHandle | None = None
+        self._accepted = 0  # since the last pause
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle_since: dict[Shell, float] = {}
         self._returned = (0, 0, 0.0)  # connections closed, bytes carried and the time, when memory was returned
@@ -71,13 +94,33 @@ class Listener:
 
     async def start(self) -> None:
         """Accept connections."""
+        self._most = _most_connections(self._settings.limits)
+        await self._accept()
+        self._sweep()
+
+    async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         for sock in self._sockets:
-            sock.listen(_BACKLOG)
-            server = await loop.create_server(partial(Shell, self), sock=sock, backlog=_BACKLOG)
+            # A copy: what waits to be accepted outlives the server that a pause ends.
+            server = await loop.create_server(partial(Shell, self), sock=sock.dup(), backlog=_BACKLOG)
             self._servers.append(server)
-        self._sockets = []
-        self._sweep()
+
+    def _pause_accepting(self) -> None:
+        self._accepted = 0
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        self._paused = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._paused = None
+        spawn(self._resume_accepting(), "accepting")
+
+    async def _resume_accepting(self) -> None:
+        try:
+            await self._accept()
+        except OSError:  # no file is left for the copy of a socket
+            self._pause_accepting()
 
     def stop_accepting(self) -> None:
         for sock in self._sockets:
@@ -85,8 +128,9 @@ class Listener:
         self._sockets = []
         for server in self._servers:
             server.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._paused):
+            if timer is not None:
+                timer.cancel()
 
     def sessions(self) -> list[Downstream]:
         return [shell.session for shell in self._shells if isinstance(shell.session, Downstream)]
@@ -100,12 +144,11 @@ class Listener:
 
     def busy(self) -> int:
         """Connections with calls under way, or with answers that their client has not taken yet."""
-        count = 0
-        for shell in self._shells:
-            session = shell.session
-            if isinstance(session, Downstream) and (session.streams or shell.unsent):
-                count += 1
-        return count
+        return sum(self._is_busy(shell) for shell in self._shells)
+
+    def _is_busy(self, shell: Shell) -> bool:
+        session = shell.session
+        return (isinstance(session, Downstream) and bool(session.streams)) or shell.unsent > 0
 
     def drain(self) -> None:
         """Tell every client that the end is near; what they have begun or are about to is still served."""
@@ -125,8 +168,7 @@ class Listener:
     def close_idle(self) -> None:
         """Close connections without a call."""
         for shell in list(self._shells):
-            session = shell.session
-            if not isinstance(session, Downstream) or not (session.streams or shell.unsent):
+            if not self._is_busy(shell):
                 shell.close("shutting down")
 
     def close_all(self) -> None:
@@ -147,26 +189,45 @@ class Listener:
     # -- tls.shell.Host
 
     def opened(self, shell: Shell) -> None:
-        counters = self.counters
-        counters.connections_total += 1
-        if len(self._shells) >= self._settings.limits.connections:
-            counters.connections_refused += 1
-            throttled(
-                logging.WARNING,
-                "refused connections",
-                "%s: refused, %d connections are open (limits.connections)",
-                shell.peer_name,
-                len(self._shells),
-            )
-            self._shells[shell] = None
+        self.counters.connections_total += 1
+        refused = self._is_refused(shell)
+        self._shells[shell] = None
+        self._networks[shell.network] = self._networks.get(shell.network, 0) + 1
+        self._accepted += 1
+        if self._accepted >= _ACCEPTED_AT_ONCE:
+            self._accepted = 0
+            if self._paused is None and self._servers and self.handshakes.others_busy():
+                self._pause_accepting()
+        if refused:
             shell.abort()
             return
         shell.since = asyncio.get_running_loop().time()
-        self._shells[shell] = None
         self._handshaking[shell] = None
         if self.relay.has_misbehaved(shell.peer_name):
             # Whoever was just cut off for abuse and comes again at once would have us do handshakes without end.
             shell.hold(_SLOW_START_SECONDS)
+
+    def _is_refused(self, shell: Shell) -> bool:
+        """Whether a limit keeps a new connection out, which is counted and logged."""
+        limits = self._settings.limits
+        there, from_there = len(self._shells), self._networks.get(shell.network, 0)
+        if there >= self._most:
+            limit = "connections" if self._most == limits.connections else "open_files"
+        elif 0 < limits.connections_per_address <= from_there:
+            limit = "connections_per_address"
+        else:
+            return False
+        self.counters.connections_refused[limit] += 1
+        throttled(
+            logging.WARNING,
+            "refused connections",
+            "%s: refused, %d connections are open, %d of them from there (%s)",
+            shell.peer_name,
+            there,
+            from_there,
+            "ulimit -n" if limit == "open_files" else f"limits.{limit}",
+        )
+        return True
 
     def established(self, shell: Shell, tls: ssl.SSLObject) -> Session | Reason:
         if tls.selected_alpn_protocol() != "h2":
@@ -178,6 +239,7 @@ class Listener:
                 client = identity.from_certificate(certificate)
             except ValueError:
                 return reasons.BAD_IDENTITY
+        self._unsettled.append(shell)
         return Downstream(self.relay, shell, shell.peer_name, client)
 
     def proved(self, shell: Shell) -> None:
@@ -192,12 +254,47 @@ class Listener:
         throttled(logging.WARNING, "failed handshakes", "%s: TLS: %s [%s]", shell.peer_name, words, label)
 
     def unread(self, shell: Shell, limit: int) -> None:
+        self.counters.abuse[UNREAD_OUTPUT] += 1
         throttled(logging.WARNING, "unread output", "%s: closed: it left %d bytes unread", shell.peer_name, limit)
 
+    def unsettled(self, received: int) -> None:
+        self._unsettled_received += received
+
+    def ending(self, shell: Shell) -> None:
+        """It waits for its client to read the last words. Those that have waited longest make room."""
+        self.handshakes.done(shell)
+        self._lingering[shell] = None
+        if len(self._lingering) > _MOST_LINGERING:
+            oldest = next(iter(self._lingering))
+            del self._lingering[oldest]
+            oldest.abort()
+
     def closed(self, shell: Shell) -> None:
+        self.handshakes.done(shell)
         self._shells.pop(shell, None)
         self._handshaking.pop(shell, None)
+        self._lingering.pop(shell, None)
         self._idle_since.pop(shell, None)
+        left = self._networks[shell.network] - 1
+        if left:
+            self._networks[shell.network] = left
+        else:
+            del self._networks[shell.network]
+
+    # -- handshakes and the work of others
+
+    def _work(self) -> int:
+        """A number that grows with what settled connections send."""
+        now = asyncio.get_running_loop().time()
+        unsettled = self._unsettled
+        while unsettled and now - unsettled[0].since >= _SETTLED_SECONDS:
+            unsettled.popleft().settle()
+        return self.counters.downstream_received - self._unsettled_received
+
+    def _give_up(self, shell: Shell) -> None:
+        """Its client leaves a handshake unfinished while others wait to begin theirs."""
+        self.counters.abuse[STALLED_HANDSHAKE] += 1
+        shell.timed_out()
 
     # -- time
 
@@ -206,6 +303,8 @@ class Listener:
         now = loop.time()
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)  # first, so that no error ends the sweeping
         self.relay.refill()
+        self.handshakes.forget()
+        self._work()  # also where nobody shakes hands
         for shell in list(self._handshaking):
             session = shell.session
             if isinstance(session, Downstream) and session.opened:
@@ -250,6 +349,17 @@ class Listener:
                 session.refuse_new()
                 self.flush()
                 shell.close("idle")
+
+
+def _most_connections(limits: Limits) -> int:
+    """limits.connections, or as many as the process may have open files, less those that it needs itself.
+
+    With all of them taken, the gate could neither reach its upstream again nor show its metrics.
+    """
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return limits.connections
+    return min(limits.connections, max(files - _OTHER_FILES, files // 2))
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

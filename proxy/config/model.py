@@ -182,6 +182,9 @@ class Limits(Section):
     """Bounds on what clients can make the gate hold."""
 
     connections: Count = Field(default=10_000, ge=1, le=1_000_000, description="client connections open at once")
+    connections_per_address: Count = Field(
+        default=1_024, ge=0, le=1_000_000, description="of these from one IP address (IPv6: /64); 0: no limit"
+    )
     streams_per_connection: Count = Field(default=256, ge=1, le=65_536, description="calls open at once per connection")
     header_list_bytes: Count = Field(default=65_536, ge=4_096, le=1_048_576, description="bytes of one header list")
     stream_window_bytes: Count = Field(

@@ -26,8 +26,15 @@ _MAX_METHOD = 128
 HANDSHAKE_RESULTS = (
     "ok", "no_certificate", "unknown_ca", "certificate_expired", "certificate_invalid", "client_rejected_unknown_ca",
     "client_rejected_expired", "client_rejected", "closed_by_client", "no_preface", "plaintext_http", "plaintext_h2c",
-    "unsupported_version", "no_shared_cipher", "no_alpn", "timeout", "other",
+    "unsupported_version", "no_shared_cipher", "no_alpn", "hello_too_long", "timeout", "other",
 )  # fmt: skip
+
+# Kinds of abuse besides those of http2.guards.
+STALLED_HANDSHAKE = "stalled_handshake"
+UNREAD_OUTPUT = "unread_output"
+
+# What a connection may be refused for: a key of `limits`, or the files that the process may have open.
+CONNECTION_LIMITS = ("connections", "connections_per_address", "open_files")
 
 
 class Route:
@@ -54,10 +61,10 @@ class Counters:
     def __init__(self) -> None:
         self.routes = {method: Route(method) for method in (*calls.KNOWN_METHODS, calls.OTHER_METHOD)}
         self._most_routes = len(self.routes) + _LEARNED_METHODS
-        self.abuse = dict.fromkeys(guards.KINDS, 0)
+        self.abuse = dict.fromkeys((*guards.KINDS, STALLED_HANDSHAKE, UNREAD_OUTPUT), 0)
         self.handshakes = dict.fromkeys(HANDSHAKE_RESULTS, 0)
         self.connections_total = 0
-        self.connections_refused = 0
+        self.connections_refused = dict.fromkeys(CONNECTION_LIMITS, 0)
         self.downstream_received = 0
         self.downstream_sent = 0
         self.upstream_received = 0
@@ -136,16 +143,19 @@ class GateCollector(Collector):
         yield GaugeMetricFamily("tensorgate_connections_open", "Client connections.", self._connections_open())
         counters = self._counters
         yield CounterMetricFamily("tensorgate_connections", "Accepted connections.", counters.connections_total)
-        yield CounterMetricFamily(
-            "tensorgate_connections_refused", "Connections closed for limits.connections.", counters.connections_refused
+        refused = CounterMetricFamily(
+            "tensorgate_connections_refused", "Connections closed at once, by the limit.", labels=["limit"]
         )
+        for limit, count in counters.connections_refused.items():
+            refused.add_metric([limit], count)
+        yield refused
         handshakes = CounterMetricFamily("tensorgate_handshakes", "TLS handshakes by result.", labels=["result"])
         for result, count in counters.handshakes.items():
             handshakes.add_metric([result], count)
         yield handshakes
         abuse = CounterMetricFamily(
             "tensorgate_connection_abuse",
-            "Connections ended with ENHANCE_YOUR_CALM, by what was too much.",
+            "Connections ended by the gate for what was too much.",
             labels=["kind"],
         )
         for kind, count in counters.abuse.items():

@@ -66,6 +66,7 @@ TIMEOUT: Reason = ("timeout", "the handshake took longer than timeouts.handshake
 PLAINTEXT_H2C: Reason = ("plaintext_h2c", "plaintext HTTP/2 (h2c) on a TLS port; the client must use a secure channel")
 PLAINTEXT_HTTP: Reason = ("plaintext_http", "plaintext HTTP on a TLS port; the client must use https")
 NOT_TLS: Reason = ("other", "what the client sent is not TLS")
+HELLO_TOO_LONG: Reason = ("hello_too_long", "the client's first message has more than 8 KiB; usual ones have 0.5 to 2")
 NO_ALPN: Reason = ("no_alpn", "the client didn't offer h2 by ALPN; this port speaks HTTP/2 only")
 BAD_IDENTITY: Reason = ("certificate_invalid", "the client's certificate can't be read")
 
@@ -95,15 +96,42 @@ def _of_verification(error: ssl.SSLCertVerificationError) -> Reason:
 
 
 _METHODS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC")
-HANDSHAKE_RECORD = 0x16
+_HANDSHAKE_RECORD = 0x16
+# ClientHellos take some 500 bytes, 2,000 with post-quantum keys, 6,000 with large tickets. They wait whole for a turn.
+MAX_HELLO = 8192
+
+_TELL = b"this port speaks TLS: use https"
+# Sent in the clear. None for plaintext HTTP/2: a gRPC client that gets GOAWAY there tries again until its deadline,
+# one whose connection is closed reports UNAVAILABLE at once.
+ANSWERS = {
+    "hello_too_long": b"\x15\x03\x03\x00\x02\x02\x16",  # a fatal alert: record_overflow
+    "plaintext_http": (
+        b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: "
+        b"%d\r\n\r\n%s\n" % (len(_TELL) + 1, _TELL)
+    ),
+}
 
 
-def of_plaintext(start: bytes) -> Reason | None:
+def of_start(start: bytes) -> Reason | None:
     """What the first bytes of a connection are that don't begin a TLS handshake; None if they do or may."""
-    if not start or start[0] == HANDSHAKE_RECORD:
+    if not start:
         return None
+    if start[0] == _HANDSHAKE_RECORD:
+        if start[1:2] not in (b"", b"\x03"):  # the version of all that is called TLS begins so
+            return NOT_TLS
+        return HELLO_TOO_LONG if len(start) >= 5 and _record(start) > MAX_HELLO else None
     if len(start) < 4 and any(known.startswith(start) for known in (b"PRI ", *_METHODS)):
         return None
     if start[:4] == b"PRI ":
         return PLAINTEXT_H2C
     return PLAINTEXT_HTTP if start[:4] in _METHODS else NOT_TLS
+
+
+def is_whole_hello(start: bytes) -> bool:
+    """Whether the first record of a handshake is there."""
+    return len(start) >= 5 and start[0] == _HANDSHAKE_RECORD and len(start) >= 5 + _record(start)
+
+
+def _record(start: bytes) -> int:
+    """The length of a record's payload (RFC 8446 section 5.1)."""
+    return int.from_bytes(start[3:5], "big")

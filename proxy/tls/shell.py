@@ -17,6 +17,8 @@ from typing import Protocol, cast
 from proxy.http2 import Buffer
 from proxy.telemetry.metrics import Counters
 from proxy.tls import reasons
+from proxy.tls.addresses import network
+from proxy.tls.handshakes import Handshakes
 from proxy.tls.reasons import Reason
 
 _READ_BYTES = 65_536
@@ -25,12 +27,16 @@ _FULL_READS = 4
 _RECORD_BYTES = 16_640  # the longest TLS record with its overhead
 _PLAIN_BYTES = 16_384  # the most that one record carries
 _WRITE_HIGH = 131_072
+# A connection that has sent so often counts as settled, however young it is.
+_SETTLED_READS = 100
+_HELLO_BYTES = reasons.MAX_HELLO + 5
 _LINGER_SECONDS = 1.0
 _LINGER_TIMES = 30
 _UNREAD_LIMIT = 4 * 1024 * 1024
 
 # One buffer for all connections: the event loop fills it and calls buffer_updated before it asks for it again.
 _read_buffer = memoryview(bytearray(_READ_BYTES))
+_hello_buffer = _read_buffer[:_HELLO_BYTES]
 # What was decrypted of one read and of the record that it completed.
 _plain_buffer = memoryview(bytearray(_READ_BYTES + _RECORD_BYTES))
 
@@ -54,6 +60,7 @@ class Host(Protocol):
     counters: Counters
     begin: Callable[[], None]
     flush: Callable[[], None]
+    handshakes: Handshakes
 
     def opened(self, shell: Shell) -> None: ...
 
@@ -64,6 +71,10 @@ class Host(Protocol):
     def failed(self, shell: Shell, reason: Reason) -> None: ...
 
     def unread(self, shell: Shell, limit: int) -> None: ...
+
+    def unsettled(self, received: int) -> None: ...
+
+    def ending(self, shell: Shell) -> None: ...
 
     def closed(self, shell: Shell) -> None: ...
 
@@ -82,11 +93,14 @@ class Shell(asyncio.BufferedProtocol):
         "_incoming",
         "_linger",
         "_outgoing",
+        "_queued",
         "_read",
         "_start",
         "_tls",
         "_transport",
+        "_young",
         "idle_mark",
+        "network",
         "peer_name",
         "session",
         "since",
@@ -96,7 +110,9 @@ class Shell(asyncio.BufferedProtocol):
         self._host = host
         self._transport: asyncio.Transport | None = None
         self._tls: ssl.SSLObject | None = None
-        self._start = b""  # what has come before it was clear that it is TLS
+        self._start = b""  # what has come for the next step of the handshake
+        self._queued = False  # for that step
+        self._young = _SETTLED_READS
         self._closing = False
         self._got_data = False
         self._linger: asyncio.TimerHandle | None = None
@@ -104,6 +120,7 @@ class Shell(asyncio.BufferedProtocol):
         self.session: Session | None = None
         self._hold = 0.0
         self.peer_name = "?"
+        self.network = ""  # the client's address, as far as clients are told apart by it
         self.since = 0.0
         self.idle_mark = 0  # for the listener: the last stream seen when it looked for idle connections
 
@@ -113,17 +130,26 @@ class Shell(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH)
         peer = transport.get_extra_info("peername")
-        self.peer_name = f"{peer[0]}:{peer[1]}" if peer else "?"
+        if peer:
+            self.peer_name = f"{peer[0]}:{peer[1]}"
+            self.network = network(peer[0])
         self._host.opened(self)
 
+    def settle(self) -> None:
+        """The connection has been there for a while: what it sends is work that handshakes make room for."""
+        self._young = 0
+
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _read_buffer
+        return _hello_buffer if self.session is None else _read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing:
             return
         host = self._host
         host.counters.downstream_received += nbytes
+        if self._young:
+            self._young -= 1
+            host.unsettled(nbytes)
         if self.session is not None:
             host.begin()
             self._decrypt(self.session, _read_buffer[:nbytes])
@@ -132,9 +158,6 @@ class Shell(asyncio.BufferedProtocol):
                 self._full_read()
             else:
                 self._full_reads = 0
-        elif self._tls is not None:
-            self._incoming.write(_read_buffer[:nbytes])
-            self._handshake()
         elif self._hold:
             self._held_back(bytes(_read_buffer[:nbytes]))
         else:
@@ -167,13 +190,24 @@ class Shell(asyncio.BufferedProtocol):
         if not self._closing:
             self._report_early_end()
         self._closing = True
-        host = self._host
-        if self.session is not None:
-            host.begin()
-            self.session.lost()
-            self.session = None
-            host.flush()
-        host.closed(self)
+        self._let_go_of_all()
+        self._host.flush()
+        self._host.closed(self)
+
+    def _let_go_of_all(self) -> None:
+        """What the connection holds, as soon as it ends: it is known for longer, to timers and while it lingers.
+
+        The caller flushes.
+        """
+        session, self.session = self.session, None
+        if session is not None:
+            self._host.begin()
+            session.lost()
+            del self._read
+        if self._tls is not None:
+            self._tls = None
+            del self._incoming, self._outgoing
+        self._start = self._cut = b""
 
     def pause_writing(self) -> None:
         if self.session is not None:
@@ -188,25 +222,40 @@ class Shell(asyncio.BufferedProtocol):
     # -- the beginning
 
     def _begin(self, data: bytes) -> None:
-        """The first bytes: a ClientHello, or something that is no TLS at all."""
+        """Bytes of a handshake, or something that is no TLS at all. OpenSSL gets them when it is this one's turn."""
         self._start += data
-        reason = reasons.of_plaintext(self._start)
-        if reason is not None:
-            if self._transport is not None and (answer := _PLAINTEXT_ANSWERS.get(reason[0])):
-                self._transport.write(answer)
-            self._fail(reason)
-        elif self._start[0] == reasons.HANDSHAKE_RECORD and self._has_hello():
+        if self._queued:
+            if len(self._start) > _HELLO_BYTES and self._transport is not None:
+                self._transport.pause_reading()
+        elif self._tls is not None or self._is_hello():
+            self._queued = True
+            self._host.handshakes.want(self)
+
+    def _is_hello(self) -> bool:
+        """The first record is whole. OpenSSL's state for a connection is large, a part of a ClientHello is not."""
+        reason = reasons.of_start(self._start)
+        if reason is None:
+            return reasons.is_whole_hello(self._start)
+        if self._transport is not None and (answer := reasons.ANSWERS.get(reason[0])):
+            self._transport.write(answer)
+        self._fail(reason)
+        return False
+
+    def step(self) -> None:
+        """The next step of the handshake. The host says when, once for each time that it was asked."""
+        self._queued = False
+        transport = self._transport
+        if self._closing or transport is None:
+            return
+        if self._tls is None:
             self._incoming = ssl.MemoryBIO()
             self._outgoing = ssl.MemoryBIO()
             self._tls = self._host.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-            self._incoming.write(self._start)
-            self._start = b""
-            self._handshake()
-
-    def _has_hello(self) -> bool:
-        """The first record is whole. OpenSSL's state for a connection is large, a part of a ClientHello is not."""
-        start = self._start
-        return len(start) >= 5 and len(start) >= min(5 + int.from_bytes(start[3:5], "big"), _RECORD_BYTES)
+        self._incoming.write(self._start)
+        self._start = b""
+        if not transport.is_reading():
+            transport.resume_reading()
+        self._handshake()
 
     def _handshake(self) -> None:
         assert self._tls is not None
@@ -230,12 +279,14 @@ class Shell(asyncio.BufferedProtocol):
         # Given a buffer it returns how much it has put there.
         self._read = cast(Callable[[int, memoryview], int], self._tls.read)
         self.session = result
+        self._host.handshakes.done(self)
         self._host.begin()
-        self._send_outgoing()
         self._cut = b""
         if self._incoming.pending:
             self._decrypt(result, self._incoming.read())  # what came right behind the handshake
         self._host.flush()
+        if self._tls is not None:
+            self._send_outgoing()  # the end of the handshake, where the session had nothing to say that took it along
 
     # -- data
 
@@ -397,9 +448,13 @@ class Shell(asyncio.BufferedProtocol):
         """Close our side and let the client read what was sent: closing at once, with input unread, would make the
         kernel send a reset that destroys the alert or GOAWAY on its way."""
         self._closing = True
+        self._let_go_of_all()
         transport = self._transport
         if transport is None or transport.is_closing():
             return
+        self._host.ending(self)
+        if not transport.is_reading():
+            transport.resume_reading()  # or the client's end would go unnoticed
         if transport.can_write_eof():
             transport.write_eof()
         self._linger_on(transport, _LINGER_TIMES, transport.get_write_buffer_size() + 1)
@@ -420,14 +475,3 @@ class Shell(asyncio.BufferedProtocol):
             self._host.failed(self, reasons.CLOSED_BY_CLIENT)
         elif self.session is not None and not self._got_data:
             self._host.failed(self, reasons.NO_PREFACE)
-
-
-_TELL = b"this port speaks TLS: use https"
-# None for plaintext HTTP/2: a gRPC client that gets GOAWAY there tries again until its deadline, one whose connection
-# is closed reports UNAVAILABLE at once.
-_PLAINTEXT_ANSWERS = {
-    "plaintext_http": (
-        b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: "
-        b"%d\r\n\r\n%s\n" % (len(_TELL) + 1, _TELL)
-    ),
-}

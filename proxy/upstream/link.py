@@ -148,7 +148,7 @@ class Link(asyncio.BufferedProtocol):
         self.orderly = orderly
         conn = self.conn
         if not conn.closed:
-            conn.send_goaway(ErrorCode.NO_ERROR, why)
+            conn.send_goaway(ErrorCode.NO_ERROR)
         size = conn.out_size
         self.write(conn.take_output(), size)
         self._closing = True

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from proxy.http2 import frames
 
-from . import attack_slow
+from . import attack_shake, attack_slow
 from .attack_wire import RECORD, REQUEST, Attack, flood, headers, ids, literal, loopback, opening
 
 _CANCEL = 8
@@ -181,6 +181,17 @@ def hpack_resize(attack: Attack) -> None:
     _streams(attack, lambda i: headers(i, block) + frames.rst_stream(i, _CANCEL))
 
 
+def hpack_unique(attack: Attack) -> None:
+    """Whole requests, no two of whose blocks are the same: nothing that was decoded before is of use."""
+    rest = b"".join(literal(b"x-%03d" % i, b"v" * 20) for i in range(200))
+
+    def chunk(number: int) -> bytes:
+        blocks = ((i, REQUEST + literal(b"x-unique", b"%020d" % i) + rest) for i in ids(number, 2))
+        return b"".join(headers(i, block, end=True) for i, block in blocks)
+
+    flood(attack, chunk, 2)
+
+
 # -- the table
 
 _RESET = "CVE-2025-8671"
@@ -223,6 +234,8 @@ _ALL = (
          hpack_thrash),
     Kind("hpack-resize", "the table emptied, resized and filled anew by each block", "RFC 7541 4.2", "streams",
          hpack_resize),
+    Kind("hpack-unique", "requests of 200 fields, answered, no two header blocks alike", "RFC 9113 10.5.1", "requests",
+         hpack_unique),
     Kind("zero-window", "answers of 1 MiB asked for and never given a window", "CVE-2019-9517", "answers",
          attack_slow.zero_window),
     Kind("slow-reader", "windows wide open, and a socket that is never read", "CVE-2019-9517", "requests",
@@ -236,13 +249,29 @@ _ALL = (
     Kind("idle-streams", "as many streams as are allowed, opened and left idle, on 40 connections", "RFC 9113 10.5",
          "streams", attack_slow.idle_streams),
     Kind("half-open", "2000 TCP connections that send half of a ClientHello", "slowloris", "connections",
-         attack_slow.half_open),
+         attack_shake.half_open),
+    Kind("stalled-hello", "2000 that send a ClientHello and never answer the server's", "slowloris", "connections",
+         attack_shake.stalled),
+    Kind("large-hello", "2000 that send a ClientHello of 16 KB, all but its last byte", "RFC 8446 4.1.2",
+         "connections", attack_shake.large_hello),
+    Kind("trickle-hello", "200 that send a ClientHello a byte at a time", "slowloris", "bytes",
+         attack_shake.trickle_hello),
+    Kind("shattered-hello", "200 that send a ClientHello in a TLS record for each byte", "RFC 8446 5.1", "records",
+         attack_shake.shattered_hello),
     Kind("churn", "full TLS handshakes, 8 at a time, closed behind the preface", "RFC 8446", "connections",
-         attack_slow.churn),
+         attack_shake.churn),
+    Kind("resumption", "the same, resumed with one and the same ticket", "RFC 8446 2.2", "connections",
+         attack_shake.resumption),
+    Kind("hello-and-gone", "ClientHellos, 8 at a time, from clients that are gone when they are looked at", "RFC 8446",
+         "connections", attack_shake.hello_and_gone),
+    Kind("garbage", "connections that send something else than TLS, 8 at a time", "slowloris", "connections",
+         attack_shake.garbage),
+    Kind("plaintext", "connections that send HTTP/2's preface without TLS, 8 at a time", "slowloris", "connections",
+         attack_shake.plaintext),
     Kind("connections", "TCP connections, opened and kept without a byte, up to 15000", "slowloris", "connections",
-         attack_slow.many_connections),
+         attack_shake.connections),
     Kind("sessions", "TLS connections with a preface, kept open, up to 15000", "slowloris", "connections",
-         attack_slow.many_sessions),
+         attack_shake.sessions),
 )  # fmt: skip
 ATTACKS = {kind.name: kind for kind in _ALL}
 

@@ -1,19 +1,14 @@
-"""The attacks that hold something: connections, handshakes, streams, answers that are not read."""
+"""The attacks that hold something on a connection: streams, answers that are not read, frames that never end."""
 
-import select
-import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from proxy.http2 import frames
 
-from .attack_wire import Attack, Link, Windows, close_quietly, headers, hold, opening
+from .attack_wire import Attack, Link, Windows, headers, hold, opening
 
 _BODY = bytes(1 << 20)
-_MANY = 15_000
-_HALF_OPEN = 2000
 _TRICKLERS = 200
 _IDLERS = 40
 _READERS = 16
@@ -181,80 +176,3 @@ def idle_streams(attack: Attack) -> None:
         return link
 
     hold(attack, _IDLERS, opened, lambda links: None, 0.1)
-
-
-def half_open(attack: Attack) -> None:
-    hello = _client_hello(attack)
-    _keep_plain(attack, _HALF_OPEN, hello[: len(hello) // 2])
-
-
-def many_connections(attack: Attack) -> None:
-    _keep_plain(attack, _MANY, b"")
-
-
-def many_sessions(attack: Attack) -> None:
-    def opened() -> Link | None:
-        link = attack.connect(opening())
-        if link is not None:
-            attack.sent += 1
-        return link
-
-    hold(attack, _MANY, opened, lambda links: None, 0.5)
-
-
-def _client_hello(attack: Attack) -> bytes:
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = attack.context.wrap_bio(incoming, outgoing, server_hostname="localhost")
-    try:
-        client.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
-    return outgoing.read()
-
-
-def _keep_plain(attack: Attack, count: int, start: bytes) -> None:
-    """Keep `count` TCP connections open that have sent `start`; those that are closed are opened again."""
-    kept: dict[int, socket.socket] = {}
-    poll = select.poll()
-    looked = time.monotonic()
-    while attack.alive():
-        if len(kept) < count and (sock := attack.plain()) is not None:
-            sock.setblocking(False)
-            try:
-                sock.send(start)
-            except OSError:
-                pass  # closed already: the poll below says so
-            kept[sock.fileno()] = sock
-            poll.register(sock, select.POLLIN)
-            attack.sent += 1
-        if len(kept) == count or time.monotonic() - looked > 0.1:
-            looked = time.monotonic()
-            for number, _ in poll.poll(100 if len(kept) == count else 0):
-                attack.endings["closed"] += 1
-                poll.unregister(number)
-                kept.pop(number).close()
-    attack.endings["still open"] += len(kept)
-    close_quietly(kept.values())
-
-
-def churn(attack: Attack) -> None:
-    _in_threads(8, lambda: _handshakes(attack))
-
-
-def _handshakes(attack: Attack) -> None:
-    while attack.alive():
-        link = attack.connect(opening())
-        if link is not None:
-            attack.sent += 1
-            link.drain()
-            link.sock.close()
-            attack.endings["closed by the attacker"] += 1
-
-
-def _in_threads(count: int, work: Callable[[], None]) -> None:
-    """OpenSSL's part of a handshake runs without the interpreter's lock, so threads do pay."""
-    threads = [threading.Thread(target=work) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()

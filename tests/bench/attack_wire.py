@@ -128,13 +128,15 @@ class Attack:
         self.connections += 1
         return sock
 
-    def connect(self, start: bytes, receive_buffer: int = 0) -> "Link | None":
+    def connect(
+        self, start: bytes, receive_buffer: int = 0, session: ssl.SSLSession | None = None
+    ) -> "Link | None":
         """A TLS connection that has sent `start`, or None (counted) where the handshake fails."""
         sock = self.plain(receive_buffer)
         if sock is None:
             return None
         try:
-            tls = self.context.wrap_socket(sock, server_hostname="localhost")
+            tls = self.context.wrap_socket(sock, server_hostname="localhost", session=session)
             tls.sendall(start)
         except OSError:
             self._refused("refused in the handshake", sock)

@@ -11,7 +11,8 @@ than how this machine's cores were shared out: compare proxies within one run.
 
     attack_wire.py     connections and bytes of the attacking process
     attack_kinds.py    the attacks, and the attacking process
-    attack_slow.py     those that hold something: connections, streams, answers
+    attack_slow.py     those that hold something on a connection: streams, answers
+    attack_shake.py    those on the way to a connection
     attack_client.py   the good client
     attack_run.py      one attack on one proxy, and its bounds
 """

@@ -58,6 +58,7 @@ def test_defaults_are_those_of_the_documentation(place: Path) -> None:
         "http_port": None,
         "admin.address": Address("127.0.0.1", 9090),
         "limits.connections": 10000,
+        "limits.connections_per_address": 1_024,
         "limits.streams_per_connection": 256,
         "limits.header_list_bytes": 65536,
         "limits.stream_window_bytes": 262144,

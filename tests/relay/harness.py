@@ -44,6 +44,7 @@ from tests.http2.wire import (
 )
 
 LIVENESS = 10.0
+VIEW_FROM = 16_384
 SETTINGS_ACK = wire.frame(SETTINGS, ACK)
 # What is derived from a header block is remembered for the life of the process, and with it whose numbers count it: one
 # set of numbers for all tests here, and a field that no other test sends.
@@ -254,10 +255,12 @@ class Caller:
         self.feed(PREFACE, wire.settings(*settings), SETTINGS_ACK if acknowledges else b"")
 
     def feed(self, *frames: bytes) -> None:
-        """Give the gate these bytes, as one read."""
+        """Give the gate these bytes, as one read; a large one as the TLS shell does, in a buffer that is used again."""
+        data = bytearray(b"".join(frames))
         self.world.relay.begin()
-        self.conn.receive(b"".join(frames))
+        self.conn.receive(memoryview(data) if len(data) >= VIEW_FROM else bytes(data))
         self.world.relay.flush()
+        data[:] = b"\xee" * len(data)
 
     def head(self, stream: int, *extra: tuple[bytes, bytes], end: bool = False) -> bytes:
         flags = END_HEADERS | (END_STREAM if end else 0)

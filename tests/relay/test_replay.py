@@ -317,6 +317,41 @@ async def test_8_7_the_deadline_goes_on() -> None:
         assert "a connection to the upstream" in reply.words
 
 
+async def test_8_7_it_waits_as_long_as_any_other() -> None:
+    backend = Backend()
+    async with joined(backend, upstream_connections=1, connect_timeout=0.2) as world:
+        client = world.client()
+        client.call(1)
+        conn = await backend.connection(0)
+        await conn.call()
+        backend.settings = [(wire.MAX_CONCURRENT_STREAMS, 0)]
+        conn.send(goaway(0))
+        await until(lambda: world.pool.waiting == 1, "the call to wait")
+        client.call(3)
+        for stream in (1, 3):
+            reply = await client.reply(stream)
+            assert (reply.status, "timeouts.connect" in reply.words) == (Code.UNAVAILABLE, True)
+        assert (world.pool.waiting, world.relay.held_bytes) == (0, 0)
+        client.alive()
+
+
+async def test_8_7_a_call_that_waits_at_the_end_of_the_gate_is_told_so() -> None:
+    backend = Backend()
+    async with joined(backend, upstream_connections=1) as world:
+        client = world.client()
+        client.call(1)
+        conn = await backend.connection(0)
+        await conn.call()
+        backend.settings = [(wire.MAX_CONCURRENT_STREAMS, 0)]
+        conn.send(goaway(0))
+        await until(lambda: world.pool.waiting == 1, "the call to wait")
+        world.relay.begin()
+        world.pool.close()
+        world.relay.flush()
+        reply = await client.reply(1)
+        assert (reply.status, "shutting down" in reply.words) == (Code.UNAVAILABLE, True)
+
+
 async def test_8_7_a_call_that_is_cancelled_is_not_sent_again() -> None:
     backend = Backend()
     async with joined(backend, upstream_connections=1) as world:

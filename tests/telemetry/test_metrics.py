@@ -90,13 +90,15 @@ def test_durations_add_up(page: Page) -> None:
 
 def test_connections_and_bytes(page: Page) -> None:
     counters = page.counters
-    counters.connections_total, counters.connections_refused = 10, 4
+    counters.connections_total = 10
+    counters.connections_refused["connections_per_address"] = 4
     counters.downstream_received, counters.downstream_sent = 100, 200
     counters.upstream_received, counters.upstream_sent = 300, 400
     assert page.value("tensorgate_streams_open") == 3
     assert page.value("tensorgate_connections_open") == 2
     assert page.value("tensorgate_connections_total") == 10
-    assert page.value("tensorgate_connections_refused_total") == 4
+    assert page.value("tensorgate_connections_refused_total", limit="connections_per_address") == 4
+    assert page.value("tensorgate_connections_refused_total", limit="connections") == 0
     assert page.value("tensorgate_downstream_received_bytes_total") == 100
     assert page.value("tensorgate_downstream_sent_bytes_total") == 200
     assert page.value("tensorgate_upstream_received_bytes_total") == 300

@@ -20,7 +20,7 @@ from tests.support.certs import Authority, KeyPair
         (b"", None),
         (b"\x16", None),
         (b"\x16\x03\x01\x02\x00\x01", None),
-        (b"\x16garbage", None),
+        (b"\x16garbage", reasons.NOT_TLS),
         (b"P", None),
         (b"PR", None),
         (b"PRI", None),
@@ -51,7 +51,7 @@ from tests.support.certs import Authority, KeyPair
     ],
 )
 def test_the_first_bytes_of_a_connection(start: bytes, reason: reasons.Reason | None) -> None:
-    assert reasons.of_plaintext(start) == reason
+    assert reasons.of_start(start) == reason
 
 
 def test_every_result_is_a_label_of_the_metric() -> None:
