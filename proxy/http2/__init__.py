@@ -13,11 +13,13 @@ and nothing else of this project: the relay is built on this package, never the 
     settings    SETTINGS values and their validity
     stream      the record of one stream
     sender      the sending half: output, flow control towards the peer
+    control     all frames but DATA and HEADERS; budgets; errors
     connection  the receiving half: parse loop, stream table, flow control from the peer
     roles       server and client
 """
 
 from proxy.http2.connection import Connection
+from proxy.http2.control import Control
 from proxy.http2.errors import Abuse, ConnectionFault, ErrorCode, HpackFault, error_name
 from proxy.http2.headers import HeaderBlock, Passing, RequestHead, ResponseHead, Trailers
 from proxy.http2.roles import ClientConnection, ServerConnection
@@ -32,6 +34,7 @@ __all__ = [
     "ClientConnection",
     "Connection",
     "ConnectionFault",
+    "Control",
     "ErrorCode",
     "HeaderBlock",
     "HpackFault",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
 from proxy.http2 import frames, guards, settings
+from proxy.http2.control import Control
 from proxy.http2.errors import Abuse, ConnectionFault, ErrorCode, HeaderBomb, HeaderListTooLarge, HpackFault
 from proxy.http2.frames import ACK, DEFAULT_MAX_FRAME, END_HEADERS, END_STREAM, FRAME_HEADER, MAX_WINDOW, PADDED
 from proxy.http2.headers import KEPT_NAMES, HeaderBlock, Passing, Trailers, check_passing, intern_trailers
@@ -27,10 +28,9 @@ _HEADERS_FLAGS = END_HEADERS | PADDED | frames.PRIORITY_FLAG
 _DECODED_BLOCKS = 64
 _DECODED_BYTES = 1024
 _ONCE = 64
-_MAX_QUEUED_REPLIES = 1000
 
 
-class Connection(Sender):
+class Connection(Control):
     """One side of an HTTP/2 connection; use ServerConnection or ClientConnection of `roles`.
 
     wake: the list that this connection appends itself to when it has output.
@@ -54,21 +54,13 @@ class Connection(Sender):
         "_heads",
         "_once",
         "_partial",
-        "_queued_replies",
         "_recv_low",
         "_recv_target",
-        "_requests",
-        "_spending_from",
-        "_spent",
         "_trailers",
         "first_window",
-        "goaway_received",
         "max_streams",
         "opened",
         "recv_window",
-        "resetting",
-        "settings_acked",
-        "spenders",
     )
 
     def __init__(
@@ -91,7 +83,6 @@ class Connection(Sender):
         self._once: set[int] = set()  # hashes of blocks that were seen and not remembered
         self._partial = b""
         self.opened = False  # the peer's preface has come
-        self.settings_acked = False  # the peer has acknowledged ours; whoever has a clock waits for it so long
         self._block: list[bytes] | None = None  # fragments of a header block that CONTINUATION frames complete
         self._block_size = 0
         self._block_stream = 0
@@ -99,13 +90,6 @@ class Connection(Sender):
         self._data_left = 0  # bytes of the current DATA frame still to come
         self._data_stream: Stream | None = None
         self._data_end = False
-        self._queued_replies = 0
-        self._spent: dict[str, int] = {}
-        self.resetting = False  # the peer has reset streams in this interval, or made us do so
-        self._requests = 0  # streams that the peer has opened; identifiers may be skipped
-        self._spending_from = (0, 0)  # these and DATA frames sent, when the interval's spending began
-        self.spenders: list[Connection] = []
-        self.goaway_received = False
         self._open(header_list)
 
     intern_trailers = staticmethod(intern_trailers)
@@ -123,36 +107,6 @@ class Connection(Sender):
     def _announced(self) -> dict[int, int]:
         raise NotImplementedError
 
-    def resume(self) -> None:
-        self._queued_replies = 0
-        super().resume()
-
-    def refill(self) -> None:
-        """A new interval begins."""
-        self._spent.clear()
-        self.resetting = False
-
-    def _spend(self, kind: str, cost: int = 1) -> None:
-        """Take from a client's budget, or end the connection."""
-        if not self.server:
-            return
-        spent = self._spent
-        if not spent:
-            self.spenders.append(self)
-            self._spending_from = (self._requests, self.data_sent)
-        if kind == guards.RESET or kind == guards.PROVOKED_RESET:
-            self.resetting = True
-        total = spent[kind] = spent.get(kind, 0) + cost
-        budget = guards.BUDGETS[kind]
-        if total > budget:
-            requests, data_sent = self._spending_from
-            if kind == guards.RESET:
-                budget += (self._requests - requests) // 2
-            elif kind == guards.WINDOW_UPDATE:
-                budget += 2 * (self.data_sent - data_sent)
-            if total > budget:
-                raise Abuse(kind, f"too much of {kind} in a short time")
-
     # -- for subclasses above the core
 
     def on_data(self, stream: Stream, chunk: Buffer, end: bool) -> None:
@@ -160,21 +114,6 @@ class Connection(Sender):
 
     def on_trailers(self, stream: Stream, trailers: Trailers) -> None:
         """The trailer section: the last that comes on this stream."""
-
-    def on_reset(self, stream: Stream, code: int) -> None:
-        """The peer reset the stream, which is already gone."""
-
-    def on_stream_fault(self, stream: Stream, code: ErrorCode, reason: str) -> None:
-        """The peer broke a rule on this stream; it was reset and is already gone."""
-
-    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
-        """The peer goes away: no new streams."""
-
-    def on_settings_acked(self) -> None:
-        """The peer has taken our SETTINGS over (section 6.5.3); told once."""
-
-    def on_connection_fault(self, fault: ConnectionFault) -> None:
-        """The peer broke a rule of the connection. GOAWAY is in the output; flush and close."""
 
     # -- input
 
@@ -494,165 +433,16 @@ class Connection(Sender):
         if stream.local_closed:
             self._remove(stream)
 
-    # -- the other frames
-
-    def _priority(self, stream_id: int, flags: int, payload: bytes) -> None:
-        """Parsed for its errors only; RFC 9113 section 5.3.2 deprecates what it says."""
-        if stream_id == 0:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        self._spend(guards.PRIORITY)
-        if len(payload) == 5 and frames.uint31(payload) != stream_id:
-            return
-        wrong_size = len(payload) != 5
-        code = ErrorCode.FRAME_SIZE_ERROR if wrong_size else ErrorCode.PROTOCOL_ERROR
-        reason = "PRIORITY is not 5 bytes long" if wrong_size else "a stream that depends on itself"
-        if self._is_idle(stream_id):
-            raise ConnectionFault(code, reason)  # RST_STREAM on an idle stream would be an error of ours
-        self._fault_on(stream_id, code, reason)
-
-    def _rst_stream(self, stream_id: int, flags: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes long")
-        self._check_not_idle(stream_id, "RST_STREAM")
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            self._spend(guards.RESET)
-            self._remove(stream)
-            self.on_reset(stream, frames.uint32(payload))
-
-    def _settings(self, stream_id: int, flags: int, payload: bytes) -> None:
-        if stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
-        if flags & ACK:
-            if payload:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
-            if not self.settings_acked:  # one too many is harmless
-                self.settings_acked = True
-                self.on_settings_acked()
-            return
-        if len(payload) % 6:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes long")
-        self._spend(guards.SETTINGS, 1 + len(payload) // 60)
-        before = self.peer.initial_window
-        for key, value in frames.parse_settings(payload):
-            self.peer.apply(key, value, from_server=not self.server)
-            if key == settings.HEADER_TABLE_SIZE:
-                self.limit_encoder(value)
-        self._reply(frames.SETTINGS_ACK)
-        change = self.peer.initial_window - before
-        if change:
-            self._shift_windows(change)
-        self.on_settings()
-
-    def on_settings(self) -> None:
-        """The peer's settings have changed."""
-
-    def _shift_windows(self, change: int) -> None:
-        """SETTINGS_INITIAL_WINDOW_SIZE moves the window of every open stream, below zero too (section 6.9.2)."""
-        for stream in self.streams.values():
-            stream.send_window += change
-            if stream.send_window > MAX_WINDOW:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS make a window larger than 2^31-1")
-            if stream.backlog is not None:
-                self._remember_blocked(stream)
-        if change > 0:
-            self.pump()
-
-    def _push_promise(self, stream_id: int, flags: int, payload: bytes) -> None:
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody asked for")
-
-    def _ping(self, stream_id: int, flags: int, payload: bytes) -> None:
-        if stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
-        if len(payload) != 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes long")
-        if not flags & ACK:
-            self._spend(guards.PING)
-            self._reply(frames.ping_ack(payload))
-
-    def _reply(self, data: bytes) -> None:
-        """Answer a frame, but don't gather answers without end for a peer that doesn't read them."""
-        self._queued_replies = self._queued_replies + 1 if self.paused else 0
-        if self._queued_replies > _MAX_QUEUED_REPLIES:
-            raise Abuse(guards.UNREAD, "answers to PING, SETTINGS and faults are not read")
-        self._emit(data)
-
-    def _goaway(self, stream_id: int, flags: int, payload: bytes) -> None:
-        if stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
-        if len(payload) < 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 bytes")
-        self.goaway_received = True
-        self.on_goaway(frames.uint31(payload), frames.uint32(payload, 4), payload[8:])
-
-    def _window_update(self, stream_id: int, flags: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes long")
-        self._spend(guards.WINDOW_UPDATE)
-        increment = frames.uint31(payload)
-        if stream_id == 0:
-            if increment == 0:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of zero")
-            self.send_window += increment
-            self.credit_received += increment
-            if self.send_window > MAX_WINDOW:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window exceeds 2^31-1")
-            if self.blocked:
-                self.pump()
-            return
-        self._check_not_idle(stream_id, "WINDOW_UPDATE")
-        if increment == 0:
-            self._fault_on(stream_id, ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of zero")
-            return
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            stream.send_window += increment
-            if stream.send_window > MAX_WINDOW:
-                self._stream_fault(stream, ErrorCode.FLOW_CONTROL_ERROR, "a stream's window exceeds 2^31-1")
-            elif stream.backlog is not None:
-                self.pump_stream(stream)
-
-    # -- errors
-
-    def _is_idle(self, stream_id: int) -> bool:
-        theirs = stream_id & 1 == (1 if self.server else 0)
-        return stream_id > (self.last_remote_id if theirs else self.last_local_id)
-
-    def _check_not_idle(self, stream_id: int, what: str) -> None:
-        """Section 5.1: an idle stream takes nothing but HEADERS and PRIORITY."""
-        if stream_id > self.goaway_last and self.server and stream_id & 1:
-            return  # one of those that GOAWAY said are ignored
-        if stream_id == 0 or self._is_idle(stream_id):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
-
-    def _fault_on(self, stream_id: int, code: ErrorCode, reason: str) -> None:
-        """A stream error on a stream that may not, or no longer, exist."""
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            self._stream_fault(stream, code, reason)
-        elif stream_id not in self.resets and stream_id <= self.goaway_last:
-            self._spend(guards.PROVOKED_RESET)
-            self._reply(frames.rst_stream(stream_id, code))
-            self.remember_reset(stream_id)
-
-    def _stream_fault(self, stream: Stream, code: ErrorCode, reason: str) -> None:
-        """A stream error (section 5.4.2): RST_STREAM, and the layer above is told."""
-        self._spend(guards.PROVOKED_RESET)
-        self._reply(frames.rst_stream(stream.id, code))
-        self.remember_reset(stream.id)
-        self._remove(stream)
-        self.on_stream_fault(stream, code, reason)
-
     _handlers: ClassVar[tuple[Callable[..., None], ...]] = (
         _padded_data,
         _receive_headers,
-        _priority,
-        _rst_stream,
-        _settings,
-        _push_promise,
-        _ping,
-        _goaway,
-        _window_update,
+        Control._priority,
+        Control._rst_stream,
+        Control._settings,
+        Control._push_promise,
+        Control._ping,
+        Control._goaway,
+        Control._window_update,
         _continuation,
     )
 

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.config.model import Limits, Timeouts
-from proxy.http2 import Abuse, Buffer, Connection, ConnectionFault, ErrorCode, Sender, guards
+from proxy.http2 import Abuse, Buffer, Connection, ConnectionFault, Control, ErrorCode, Sender, guards
 from proxy.inference.status import Code
 from proxy.relay.deadlines import SLOT_SECONDS, Deadlines
 from proxy.relay.room import LOOK_SECONDS, Room
@@ -58,7 +58,7 @@ class Relay:
         self.limits = limits
         self.access_log = access_log
         self.wake: list[Sender] = []
-        self.spenders: list[Connection] = []
+        self.spenders: list[Control] = []
         self.deadlines: Deadlines[Call] = Deadlines()
         self.now = monotonic()
         self.pool: Pool
