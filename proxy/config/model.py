@@ -188,7 +188,7 @@ class Limits(Section):
     streams_per_connection: Count = Field(default=256, ge=1, le=65_536, description="calls open at once per connection")
     header_list_bytes: Count = Field(default=65_536, ge=4_096, le=1_048_576, description="bytes of one header list")
     stream_window_bytes: Count = Field(
-        default=262_144, ge=65_536, le=16_777_216, description="bytes of one call that may wait in the gate, each way"
+        default=1_048_576, ge=65_536, le=16_777_216, description="bytes of one call that may wait in the gate, each way"
     )
     upstream_connections: Count = Field(default=8, ge=1, le=1_024, description="connections to the server behind")
     streams_per_upstream_connection: Count = Field(

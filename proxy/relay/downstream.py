@@ -40,6 +40,8 @@ _DROPPED_BODY = 65_535
 # Bytes of an answer that may come from the upstream before any of it was forwarded. Small, since a client can ask for
 # hundreds of answers at once and take none: what waits in the gate then is so much for each.
 FIRST_WINDOW = 4096
+# Bytes of a request that may come before any of it was forwarded; a client far away would wait for a smaller one.
+REQUEST_WINDOW = 262_144
 _MORE_THAN_TAKEN = 2  # bytes that may wait for a client, for each that it has taken
 _WIDE_CALLS = 16  # how many calls get a wide window at once after one that had use for it
 
@@ -230,13 +232,14 @@ class Call(Replayable):
 class Downstream(ServerConnection):
     """One client's HTTP/2 connection. `peer_name` is its address, `identity` who its certificate says it is."""
 
-    __slots__ = ("carried", "granted", "held_bytes", "identity", "peer_name", "relay", "wide_calls")
+    __slots__ = ("carried", "granted", "granted_requests", "held_bytes", "identity", "peer_name", "relay", "wide_calls")
 
     def __init__(self, relay: Relay, wire: Wire, peer_name: str, identity: Identity | None) -> None:
         self.relay = relay
         self.peer_name = peer_name
         self.carried = 0  # calls that are on an upstream connection
         self.granted = 0  # bytes by which windows of streams upstream have grown on this client's account
+        self.granted_requests = 0  # the same of its own streams
         self.held_bytes = 0  # of calls that wait for an upstream connection
         self.wide_calls = 0
         self.identity = identity
@@ -246,13 +249,14 @@ class Downstream(ServerConnection):
             limits.stream_window_bytes,
             limits.streams_per_connection,
             limits.header_list_bytes,
+            min(REQUEST_WINDOW, limits.stream_window_bytes),
         )
         self.wire = wire
         self.spenders = relay.spenders
         relay.clients[self] = None
 
     def new_stream(self, stream_id: int) -> Call:
-        return Call(self, stream_id, self.stream_window, self.peer.initial_window)
+        return Call(self, stream_id, self.first_window, self.peer.initial_window)
 
     def on_request(self, call: Call, head: RequestHead, end: bool) -> None:  # type: ignore[override]
         relay = self.relay
@@ -332,6 +336,7 @@ class Downstream(ServerConnection):
         )
 
     def on_stream_closed(self, call: Call) -> None:  # type: ignore[override]
+        self.granted_requests -= call.window - self.first_window
         if call.done:
             call.unlink()
 
@@ -356,6 +361,14 @@ class Downstream(ServerConnection):
                 f"{most} bytes of this connection's calls already wait for upstream {self.relay.pool.address} "
                 "(limits.waiting_bytes_per_connection)",
             )
+
+    def growth(self, call: Stream) -> int:
+        """A large request that the upstream takes gets a wider window, as long as there aren't many such."""
+        most = self.relay.limits.waiting_bytes_per_connection // 4
+        left = most - self.granted_requests - self.stuck - self.held_bytes
+        more = min(self.stream_window - call.window, max(left, 0))
+        self.granted_requests += more
+        return more
 
     def answer_bytes_left(self, most: int) -> int:
         """How many bytes of answers, `most` at most, may wait here besides what waits and what was allowed already.
@@ -388,7 +401,7 @@ class Downstream(ServerConnection):
         facts = call.facts
         if facts is not None and facts.refusal is not None:
             # Its body is dropped, and waited for as far as it has come without credit for more.
-            if end or self.stream_window - call.recv_window >= _DROPPED_BODY:
+            if end or call.window - call.recv_window >= _DROPPED_BODY:
                 self._refuse(call, facts)
         elif held is not None:
             held.add(chunk, end)
@@ -447,3 +460,4 @@ class Downstream(ServerConnection):
             call.finish(Code.CANCELLED)
         self.streams.clear()
         self.blocked.clear()
+        self.granted_requests = 0

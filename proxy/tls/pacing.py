@@ -96,7 +96,9 @@ class Pacer(Generic[Shake]):
             return None
         shake = None if self._prefer_start else self._go_on()
         if shake is None:
-            shake = self._start(now) or self._go_on()
+            shake = self._start(now)
+        if shake is None:
+            shake = self._go_on()
         return shake
 
     def due(self, now: float) -> float:

@@ -21,7 +21,7 @@ from proxy.tls.addresses import network
 from proxy.tls.handshakes import Handshakes
 from proxy.tls.reasons import Reason
 
-_READ_BYTES = 65_536
+_READ_BYTES = 131_072
 _VIEW_FROM = 16_384
 _FULL_READS = 4
 _RECORD_BYTES = 16_640  # the longest TLS record with its overhead

@@ -61,7 +61,7 @@ def test_defaults_are_those_of_the_documentation(place: Path) -> None:
         "limits.connections_per_address": 1_024,
         "limits.streams_per_connection": 256,
         "limits.header_list_bytes": 65536,
-        "limits.stream_window_bytes": 262144,
+        "limits.stream_window_bytes": 1048576,
         "limits.upstream_connections": 8,
         "limits.streams_per_upstream_connection": 256,
         "limits.pending_requests": 4096,

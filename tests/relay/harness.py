@@ -280,7 +280,7 @@ class Caller:
     def window(self, stream: int, sent: int) -> int:
         """How much more this client may send on a stream on which it has sent so much."""
         updates = sum(item.number for item in self.inbox.of(WINDOW_UPDATE, stream))
-        return self.conn.stream_window + updates - sent
+        return self.conn.first_window + updates - sent
 
     def alive(self) -> None:
         """Nothing has happened to the connection."""
@@ -321,7 +321,8 @@ class World:
             client.conn.lost()
             self.relay.flush()
             conn = client.conn
-            assert (conn.carried, conn.granted, conn.held_bytes, conn.queued, conn.stuck) == (0, 0, 0, 0, 0)
+            assert (conn.carried, conn.granted, conn.granted_requests) == (0, 0, 0)
+            assert (conn.held_bytes, conn.queued, conn.stuck) == (0, 0, 0)
         self.pool.close()
         await until(lambda: not self.pool.links, "the connections upstream to end")
         assert self.relay.held_bytes == 0
