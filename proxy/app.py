@@ -144,7 +144,7 @@ class Gate:
 
     def _new_link(self, pool: Pool) -> Link:
         relay = self.relay
-        return Link(lambda: Upstream(relay, pool), self.counters, relay.begin, relay.flush, pool.lost)
+        return Link(lambda: Upstream(relay, pool), self.counters, relay.begin, relay.flush_read, pool.lost)
 
     def _upstreams(self) -> list[tuple[str, int, int]]:
         pool = self.pool

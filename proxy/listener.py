@@ -36,8 +36,8 @@ _SLOW_START_SECONDS = 0.25
 # From then on, or from its 100th read on, what a connection sends is work that handshakes make room for. What a new one
 # sends is not: clients that come and go, or many that come at once, would hold each other up.
 _SETTLED_SECONDS = 2.0
-# While others have work, accepting pauses after so many connections: those that are refused, that say nothing or nothing
-# sensible cost a tenth of a millisecond each, and may come by the ten thousand a second.
+# While others have work, accepting pauses after so many connections: those that are refused, or say nothing sensible,
+# cost a tenth of a millisecond each, and may come by the ten thousand a second.
 _ACCEPTED_AT_ONCE, _PAUSE_SECONDS = 20, 0.01
 # Connections that have ended, and whose clients may still read why: each keeps a file open, for 30 s at most.
 _MOST_LINGERING = 256
@@ -66,6 +66,7 @@ class Listener:
         self.relay = relay
         self.begin: Callable[[], None] = relay.begin
         self.flush: Callable[[], None] = relay.flush
+        self.flush_soon: Callable[[], None] = relay.flush_soon
         self.handshakes = Handshakes(self._work, self._give_up)
         self.port = 0
         self._settings = settings

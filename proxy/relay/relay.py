@@ -15,6 +15,7 @@ from proxy.inference.status import Code
 from proxy.relay.deadlines import SLOT_SECONDS, Deadlines
 from proxy.relay.room import LOOK_SECONDS, Room
 from proxy.telemetry.metrics import Counters
+from proxy.tls.addresses import network
 
 if TYPE_CHECKING:
     from proxy.relay.downstream import Call, Downstream
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("tensorgate")
 
 _MISBEHAVED = 10_000
+_LONELY_TURNS = 32
+_TRIES = 8
+_UNTIL_NEXT_TRY = 256
 _UNREAD_BYTES = 262_144
 _TAKEN_PER_SECOND = 4096
 _REMEMBERED_SECONDS = 10.0
 
 
 def _address(peer_name: str) -> str:
-    """The address of "ADDRESS:PORT"."""
-    return peer_name.rpartition(":")[0]
+    """The address of "ADDRESS:PORT", or as much of it as tells clients apart."""
+    return network(peer_name.rpartition(":")[0])
 
 
 class Wire(Protocol):
@@ -62,6 +66,10 @@ class Relay:
         self.deadlines: Deadlines[Call] = Deadlines()
         self.now = monotonic()
         self.pool: Pool
+        self._late: list[Sender] = []  # upstream connections with output, see `flush_soon`
+        self._turn_ends = False  # a call is under way for when the loop's turn is over
+        self._reads = 0  # since there is such a call
+        self._lonely_turns = 0  # of the event loop, one after another, that brought one read
         self.deferred: list[Call] = []  # calls that go upstream when the read they came with is parsed
         self._misbehaved: dict[str, float] = {}  # address -> until when its new connections have to wait
         self._unacknowledged: dict[Connection, float] = {}  # whose peer owes us a SETTINGS ACK -> since when, in order
@@ -81,6 +89,12 @@ class Relay:
 
     def flush(self) -> None:
         """Write the output of every connection that has any, once; close those that have ended."""
+        if self._late:
+            self._write_late()
+        self.flush_read()
+
+    def flush_read(self) -> None:
+        """The same, but for what `flush_soon` lets wait: after a read from an upstream."""
         if self.deferred:
             self._start_deferred()
         wake = self.wake
@@ -88,18 +102,62 @@ class Relay:
             batch = wake[:]
             wake.clear()
             for conn in batch:
-                wire: Wire = conn.wire
-                size = conn.out_size
-                try:
-                    wire.write(conn.take_output(), size)
-                    if conn.closed:
-                        wire.close("a connection error")
-                    elif conn.blocked and not conn.paused:
-                        conn.resume()
-                except Exception:
-                    # One connection's fault must not keep the output of the others back.
-                    log.exception("internal error while writing; the connection is closed")
-                    wire.abort()
+                self._write(conn)
+
+    def flush_soon(self) -> None:
+        """Like `flush`, for a read that wasn't a view; what goes upstream may wait until the loop's turn is over.
+
+        Requests of several clients that come in one turn of the event loop then leave in one write, and their answers
+        come in one read. Where turns bring one read each, as with few clients, nothing waits; that is tried again from
+        time to time.
+        """
+        if self._lonely_turns >= _LONELY_TURNS:
+            self._lonely_turns += 1
+            if self._lonely_turns > _LONELY_TURNS + _UNTIL_NEXT_TRY:
+                self._lonely_turns = _LONELY_TURNS - _TRIES
+            self.flush()
+            return
+        if self.deferred:
+            self._start_deferred()
+        self._reads += 1
+        wake = self.wake
+        while wake:
+            batch = wake[:]
+            wake.clear()
+            for conn in batch:
+                if conn.server or conn.closed:
+                    self._write(conn)
+                else:
+                    self._late.append(conn)
+        if self._late and not self._turn_ends:
+            self._turn_ends = True
+            asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._turn_ends = False
+        self._lonely_turns = self._lonely_turns + 1 if self._reads == 1 else 0
+        self._reads = 0
+        self.flush()
+
+    def _write_late(self) -> None:
+        late, self._late = self._late, []
+        for conn in late:
+            if conn.dirty:
+                self._write(conn)
+
+    def _write(self, conn: Sender) -> None:
+        wire: Wire = conn.wire
+        size = conn.out_size
+        try:
+            wire.write(conn.take_output(), size)
+            if conn.closed:
+                wire.close("a connection error")
+            elif conn.blocked and not conn.paused:
+                conn.resume()
+        except Exception:
+            # One connection's fault must not keep the output of the others back.
+            log.exception("internal error while writing; the connection is closed")
+            wire.abort()
 
     def _start_deferred(self) -> None:
         deferred, self.deferred = self.deferred, []

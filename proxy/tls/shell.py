@@ -60,6 +60,7 @@ class Host(Protocol):
     counters: Counters
     begin: Callable[[], None]
     flush: Callable[[], None]
+    flush_soon: Callable[[], None]  # the same, where what was received is no view
     handshakes: Handshakes
 
     def opened(self, shell: Shell) -> None: ...
@@ -153,7 +154,7 @@ class Shell(asyncio.BufferedProtocol):
         if self.session is not None:
             host.begin()
             self._decrypt(self.session, _read_buffer[:nbytes])
-            host.flush()
+            host.flush_soon()
             if nbytes == _READ_BYTES:
                 self._full_read()
             else:
@@ -317,7 +318,14 @@ class Shell(asyncio.BufferedProtocol):
                 self._host.proved(self)
             # A view holds until the flush behind this, which is all that the session asks for.
             plain = _plain_buffer[:size]
-            session.receive(plain if size >= _VIEW_FROM else bytes(plain))
+            if size < _VIEW_FROM:
+                session.receive(bytes(plain))
+            else:
+                try:
+                    session.receive(plain)
+                finally:
+                    # Whatever happens: output that is left would be read from the buffer when that has other data.
+                    self._host.flush()
         if not alive:
             if not self._got_data:
                 self._got_data = True

@@ -82,9 +82,12 @@ class Link(asyncio.BufferedProtocol):
         self._counters.upstream_received += nbytes
         data = _read_buffer[:nbytes]
         self._before_read()
-        # A view holds until the flush in `after_read`, which is all that the core asks for.
-        self.conn.receive(data if nbytes >= _VIEW_FROM else bytes(data))
-        self._after_read()
+        try:
+            self.conn.receive(data if nbytes >= _VIEW_FROM else bytes(data))
+        finally:
+            # A view holds until this flush, which must come whatever happens: output that is left would be read from
+            # the buffer when that has other data.
+            self._after_read()
         if nbytes == _READ_BYTES:
             self._full_read()
         else:

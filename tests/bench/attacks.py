@@ -34,14 +34,16 @@ from .attack_wire import loopback
 from .processes import ServerError
 
 HEADINGS = (
-    "", "calls/s calm", "attacked", "kept %", "lost", "p99 ms", "max ms", "peak MB", "after MB", "attack rate",
-    "outside", "the attacker's connections",
+    "", "calls/s calm", "attacked", "kept", "lost", "p99 ms", "max ms", "peak MB", "after MB", "attack rate",
+    "verdict", "the attacker's connections",
 )  # fmt: skip
 LEGEND = f"""\
-calls/s, lost, p99, max: of the good client; kept: of its unattacked rate; peak, after: growth of the proxy's resident
-memory during the attack and {attack_run.SETTLE_SECONDS:.0f} s behind it; outside: which bounds are not met (no call
-lost, {attack_run.KEPT:.0%} kept, p99 of {attack_run.P99_SECONDS * 1000:.0f} ms, peak below \
-{attack_run.GROWTH_BYTES / 1e6:.0f} MB and at most half of that left afterwards)."""
+calls/s, lost, p99, max: of the good client; kept: of its unattacked rate, before and afterwards; peak, after: growth
+of the proxy's resident memory during the attack and {attack_run.SETTLE_SECONDS:.0f} s behind it; verdict: which bounds \
+are not met (no call lost,
+{attack_run.KEPT:.0%} kept, p99 of {attack_run.P99_SECONDS * 1000:.0f} ms, peak below {attack_run.GROWTH_BYTES / 1e6:.0f} \
+MB and at most half of that left afterwards), with a question
+mark where other programs took {attack_run.NOISE:.0%} of the machine or more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +89,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.json:
             _write_json(options.json, facts, options.seconds, results)
     print(text(results))
+    if options.peers:
+        print(f"\n{side_by_side(results)}")
     return 1 if failed else 0
 
 
@@ -111,21 +115,47 @@ def _target(name: str, options: argparse.Namespace) -> Iterator[Target]:
         with peers.upstream(folder) as echo:
             site = peers.make_site(folder, echo.port)
             with peers.proxies(site, [name]) as servers:
-                yield Own(servers[0])
+                yield Own(servers[0], echo)
                 if (fault := echo.death()) is not None:
                     print(f"under the attack on {name}, {fault}", file=sys.stderr, flush=True)
 
 
 def text(results: Sequence[Result]) -> str:
-    """The table, the proxies of each attack side by side."""
-    rows = [list(HEADINGS), *(_row(result) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    """The table, a line for each attack and proxy."""
+    return "\n".join([_table([list(HEADINGS), *(_row(result) for result in results)], left=2), "", LEGEND])
+
+
+def side_by_side(results: Sequence[Result]) -> str:
+    """A line for each attack: what the good client kept, its p99, the growth of memory and the verdict, by proxy."""
+    proxies = list(dict.fromkeys(result.proxy for result in results))
+    found = {(result.attack, result.proxy): result for result in results}
+    rows = [["kept / p99 ms / MB", *(word for proxy in proxies for word in (proxy, ""))]]
+    for attack in dict.fromkeys(result.attack for result in results):
+        row = [attack]
+        for proxy in proxies:
+            row += _cell(found.get((attack, proxy)))
+        rows.append(row)
+    return _table(rows, left=0)
+
+
+def _cell(result: Result | None) -> list[str]:
+    if result is None:
+        return ["-", "failed"]
+    return [f"{result.kept:.0%} / {result.p99 * 1e3:.1f} / {_megabytes(result.growth_peak)}", result.verdict()]
+
+
+def _table(rows: Sequence[Sequence[str]], left: int) -> str:
+    """`left`: how many columns at the end begin at their left edge, as the first does."""
+    last = len(rows[0]) - 1
+    widths = [max(len(row[column]) for row in rows) for column in range(last + 1)]
     lines = []
     for row in rows:
-        first, *figures = row[:-2]
-        cells = [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=False)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells, row[-2].ljust(widths[-2]), row[-1]]).rstrip())
-    return "\n".join([*lines, "", LEGEND])
+        cells = [
+            cell.ljust(widths[at]) if at == 0 or at > last - left else cell.rjust(widths[at])
+            for at, cell in enumerate(row)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def _row(result: Result) -> list[str]:
@@ -141,7 +171,7 @@ def _row(result: Result) -> list[str]:
         _megabytes(result.growth_peak),
         _megabytes(result.growth_after),
         f"{result.attack_rate:,.0f} {result.unit}/s",
-        ", ".join(result.misses()) or "none",
+        result.verdict(),
         result.problem or "; ".join(f"{count} x {how}" for how, count in endings[:3]) or "none",
     ]
 

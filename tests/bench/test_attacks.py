@@ -92,14 +92,28 @@ def result(**other: object) -> Result:
 )
 def test_bounds(other: dict[str, object], misses: list[str]) -> None:
     assert result(**other).misses() == misses
-    assert (", ".join(misses) or "none") in attacks.text([result(**other)])
+    assert result(**other).verdict() == (", ".join(misses) or "ok")
+    assert (", ".join(misses) or "ok") in attacks.text([result(**other)])
+
+
+def test_a_verdict_on_a_busy_machine_is_marked() -> None:
+    assert result(noise=attack_run.NOISE).verdict() == "ok?"
+    assert result(noise=attack_run.NOISE, lost=1).verdict() == "lost?"
+
+
+def test_proxies_stand_side_by_side() -> None:
+    results = [result(), result(proxy="envoy", lost=2), result(attack="churn", proxy="envoy")]
+    lines = attacks.side_by_side(results).splitlines()
+    assert lines[0].split() == ["kept", "/", "p99", "ms", "/", "MB", "gate", "envoy"]
+    assert lines[1].split() == ["ping", *"70% / 25.0 / 12.0 ok 70% / 25.0 / 12.0 lost".split()]
+    assert lines[2].split() == ["churn", "-", "failed", *"70% / 25.0 / 12.0 ok".split()]
 
 
 @pytest.mark.nghttp2
 def test_a_run_on_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attack_run, "SETTLE_SECONDS", 0.0)
     with peers.upstream(tmp_path) as echo, peers.proxies(peers.make_site(tmp_path, echo.port), ["gate"]) as servers:
-        found = attack_run.run(ATTACKS["ping"], Own(servers[0]), 0.5)
+        found = attack_run.run(ATTACKS["ping"], Own(servers[0], echo), 0.5)
     assert found.problem == ""
     assert found.calls > 0
     assert found.rss > 0

@@ -117,10 +117,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["port: one port for both protocols is not available in this version; use grpc_port"]),
     "section is a text": (
         GOOD + "limits: many\n",
-        ["limits: 'many' is not a mapping; give its keys on indented lines: connections, connections_per_address, streams_per_connection, header_list_bytes, stream_window_bytes, upstream_connections, streams_per_upstream_connection, pending_requests, pending_bytes"]),
+        ["limits: 'many' is not a mapping; give its keys on indented lines: connections, connections_per_address, streams_per_connection, header_list_bytes, stream_window_bytes, upstream_connections, streams_per_upstream_connection, pending_requests, pending_bytes, waiting_bytes_per_connection"]),
     "section is a list": (
         GOOD + "timeouts: [1, 2]\n",
-        ["timeouts: a list is not a mapping; give its keys on indented lines: handshake, connect, idle"]),
+        ["timeouts: a list is not a mapping; give its keys on indented lines: handshake, connect, unread, idle"]),
     "tls missing": (
         BEHIND,
         ["tls.cert_file: is missing; give the path of a file (PEM: the server certificate, then its intermediate certificates)",

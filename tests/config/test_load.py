@@ -66,8 +66,10 @@ def test_defaults_are_those_of_the_documentation(place: Path) -> None:
         "limits.streams_per_upstream_connection": 256,
         "limits.pending_requests": 4096,
         "limits.pending_bytes": 67_108_864,
+        "limits.waiting_bytes_per_connection": 16_777_216,
         "timeouts.handshake": 10.0,
         "timeouts.connect": 5.0,
+        "timeouts.unread": 5.0,
         "timeouts.idle": 0.0,
         "drain.delay": 5.0,
         "drain.timeout": 30.0,
@@ -105,6 +107,7 @@ EXAMPLES: dict[str, Any] = {
     "log.access": ("True", True),
     "limits.upstream_connections": ("3", 3),
     "limits.stream_window_bytes": ("100000", 100000),
+    "limits.waiting_bytes_per_connection": ("2000000", 2_000_000),
     "workers": ("1", 1),
 }
 

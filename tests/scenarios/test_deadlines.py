@@ -96,10 +96,7 @@ class TestEnforcedByTheGate:
         stream = client.request(grpc_headers("/any/Method", ("grpc-timeout", "1S")), grpc_message(b"request"))
         call = upstream.wait_call()
         call.send_headers()
-        call.send_data(bytes(16_384))
-        call.send_data(bytes(16_384))
-        call.send_data(bytes(16_384))
-        call.send_data(bytes(16_383))
+        call.send_data(bytes(300_000))  # more than the client's window: some of it waits in the gate
         reply = client.finish(stream)
         assert reply.trailers.get("grpc-status") == DEADLINE_EXCEEDED or reply.reset is not None
         assert call.wait_reset() == 8

@@ -11,7 +11,7 @@ from tests.support.echo import Echo
 from tests.support.gate import Gate, GateMaker
 from tests.support.h2_upstream import H2Upstream, Script
 from tests.support.processes import wait_for
-from tests.support.rawh2 import Connect, H2Client, grpc_headers, grpc_message
+from tests.support.rawh2 import Connect, H2Client, Reply, grpc_headers, grpc_message
 
 REFUSED_STREAM = 7
 RESOURCE_EXHAUSTED = "8"
@@ -110,23 +110,32 @@ class TestHeaderList:
 
 
 def test_pending_requests(make_gate: GateMaker, script: Script, connect: Connect) -> None:
+    """Two calls run and three may wait, of which one client gets as many as it leaves to others."""
     upstream = script()
     limits = {"upstream_connections": 1, "streams_per_upstream_connection": 2, "pending_requests": 3}
     gate = make_gate(upstream.address, limits=limits, timeouts={"connect": 60})
-    client = connect(gate)
-    streams = [client.request(grpc_headers("/any/Method"), grpc_message(b"%d" % n)) for n in range(5)]
+    first, second = connect(gate), connect(gate)
+    streams = [(first, first.request(grpc_headers("/any/Method"), grpc_message(b"%d" % n))) for n in range(4)]
     upstream.wait_call(1)
-    one_more = client.finish(client.request(grpc_headers("/any/Method"), grpc_message(b"one more")))
-    assert one_more.grpc_status == RESOURCE_EXHAUSTED
-    assert "limits.pending_requests" in one_more.grpc_message
-    assert "3" in one_more.grpc_message
+    too_many_of_one = first.finish(first.request(grpc_headers("/any/Method"), grpc_message(b"one more")))
+    check_no_place(too_many_of_one)
+    streams.append((second, second.request(grpc_headers("/any/Method"), grpc_message(b"4"))))
+    too_many_of_all = second.finish(second.request(grpc_headers("/any/Method"), grpc_message(b"one more")))
+    check_no_place(too_many_of_all)
     for number in range(5):
         call = upstream.wait_call(number)
         call.wait_ended()
         call.answer(bytes(call.body))
-    bodies = [bytes(client.finish(stream).body) for stream in streams]
+    bodies = [bytes(client.finish(stream).body) for client, stream in streams]
     assert bodies == [grpc_message(b"%d" % n) for n in range(5)]
+    assert len(upstream.calls) == 5
     assert len(upstream.connections) == 1
+
+
+def check_no_place(reply: Reply) -> None:
+    assert reply.grpc_status == RESOURCE_EXHAUSTED
+    assert "limits.pending_requests" in reply.grpc_message
+    assert "3" in reply.grpc_message
 
 
 def test_an_upstreams_own_limit_is_obeyed(make_gate: GateMaker, script: Script, connect: Connect) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,11 +20,12 @@ from tests.support.processes import wait_for
 Pairs = Sequence[tuple[str, str]]
 ANSWER: Pairs = ((":status", "200"), ("content-type", "application/grpc"))
 OK: Pairs = (("grpc-status", "0"),)
+_OPENING = (h2.events.WindowUpdated, h2.events.RemoteSettingsChanged)  # what may open a window
 
 
 @dataclass
 class Call:
-    """One stream as the upstream sees it."""
+    """One stream as the upstream sees it. Data that the gate's windows have no room for goes out as they open."""
 
     connection: UpstreamConnection
     stream: int
@@ -31,15 +33,19 @@ class Call:
     body: bytearray = field(default_factory=bytearray)
     ended: bool = False
     reset: int | None = None
+    unsent: deque[tuple[bytes, bool]] = field(default_factory=deque)
+    """(DATA, whether it ends the stream) that waits for a window."""
+    trailers: Pairs | None = None
+    """What comes behind that."""
 
     def answer(self, body: bytes = b"", headers: Pairs = ANSWER, trailers: Pairs = OK) -> None:
-        """A whole answer at once; `body` must fit the windows that the gate has opened."""
+        """A whole answer."""
         with self.connection.lock:
             self.connection.h2.send_headers(self.stream, list(headers))
-            for start in range(0, len(body), self.connection.h2.max_outbound_frame_size):
-                piece = body[start : start + self.connection.h2.max_outbound_frame_size]
-                self.connection.h2.send_data(self.stream, piece)
-            self.connection.h2.send_headers(self.stream, list(trailers), end_stream=True)
+            if body:
+                self.unsent.append((body, False))
+            self.trailers = trailers
+            self.pump()
             self.connection.flush()
 
     def send_headers(self, headers: Pairs = ANSWER, *, end: bool = False) -> None:
@@ -49,13 +55,38 @@ class Call:
 
     def send_data(self, data: bytes, *, end: bool = False) -> None:
         with self.connection.lock:
-            self.connection.h2.send_data(self.stream, data, end_stream=end)
+            self.unsent.append((data, end))
+            self.pump()
             self.connection.flush()
 
     def send_reset(self, code: int) -> None:
         with self.connection.lock:
+            self.drop()
             self.connection.h2.reset_stream(self.stream, code)
             self.connection.flush()
+
+    def pump(self) -> None:
+        """Send what the windows allow."""
+        h2_connection = self.connection.h2
+        while self.unsent:
+            data, end = self.unsent[0]
+            room = min(h2_connection.local_flow_control_window(self.stream), h2_connection.max_outbound_frame_size)
+            if data and room <= 0:
+                return
+            last = len(data) <= room
+            h2_connection.send_data(self.stream, data[:room], end_stream=end and last)
+            if last:
+                self.unsent.popleft()
+            else:
+                self.unsent[0] = data[room:], end
+        if self.trailers is not None:
+            trailers, self.trailers = self.trailers, None
+            h2_connection.send_headers(self.stream, list(trailers), end_stream=True)
+
+    def drop(self) -> None:
+        """Forget what was not sent."""
+        self.unsent.clear()
+        self.trailers = None
 
     def grant(self, count: int) -> None:
         """Credit for the stream."""
@@ -126,8 +157,12 @@ class UpstreamConnection:
         try:
             while data := self.sock.recv(262144):
                 with self.lock:
-                    for event in self.h2.receive_data(data):
+                    events = self.h2.receive_data(data)
+                    for event in events:
                         self._handle(event)
+                    if any(isinstance(event, _OPENING) for event in events):
+                        for call in self.calls.values():
+                            call.pump()
                     self.flush()
         except OSError:
             pass
@@ -151,6 +186,7 @@ class UpstreamConnection:
             self.upstream.on_end(call)
         elif isinstance(event, h2.events.StreamReset):
             self.calls[event.stream_id].reset = event.error_code
+            self.calls[event.stream_id].drop()
         elif isinstance(event, h2.events.PingReceived):
             self.pings += 1
         elif isinstance(event, h2.events.ConnectionTerminated):
