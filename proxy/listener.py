@@ -35,7 +35,7 @@ _SWEEP_SECONDS = 1.0
 _SLOW_START_SECONDS = 0.25
 # From then on, or from its 100th read on, what a connection sends is work that handshakes make room for. What a new one
 # sends is not: clients that come and go, or many that come at once, would hold each other up.
-_SETTLED_SECONDS = 2.0
+_SETTLED_SECONDS = 5.0
 # While others have work, accepting pauses after so many connections: those that are refused, or say nothing sensible,
 # cost a tenth of a millisecond each, and may come by the ten thousand a second.
 _ACCEPTED_AT_ONCE, _PAUSE_SECONDS = 20, 0.01

@@ -17,7 +17,7 @@ from proxy.http2 import Backlog, Buffer, Passing, Stream
 if TYPE_CHECKING:
     from proxy.relay.downstream import Downstream
 
-KEPT_OF_CALL = 65_536
+KEPT_OF_CALL = 16_384
 KEPT_OF_ALL = 16_777_216
 SMALL = 4096
 NOTHING = b""

@@ -226,7 +226,8 @@ class Shell(asyncio.BufferedProtocol):
         """Bytes of a handshake, or something that is no TLS at all. OpenSSL gets them when it is this one's turn."""
         self._start += data
         if self._queued:
-            if len(self._start) > _HELLO_BYTES and self._transport is not None:
+            # Honest clients wait for an answer now. Not to read from the others leaves their end unnoticed till then.
+            if self._transport is not None:
                 self._transport.pause_reading()
         elif self._tls is not None or self._is_hello():
             self._queued = True
@@ -303,12 +304,23 @@ class Shell(asyncio.BufferedProtocol):
             self._cut = b""
         pos, end, size = 0, len(data), 0
         alive = True
+        feed, read = self._incoming.write, self._read
         while alive and end - pos >= 5:
             stop = pos + 5 + (data[pos + 3] << 8 | data[pos + 4])
             if stop > end and stop - pos <= _RECORD_BYTES:
                 break
-            self._incoming.write(data[pos:stop])
-            size, alive = self._read_record(size)
+            feed(data[pos:stop])
+            try:
+                got = read(_RECORD_BYTES, _plain_buffer[size:] if size else _plain_buffer)
+                size += got
+                alive = got > 0  # it isn't at close_notify
+            except ssl.SSLWantReadError:
+                pass  # a record without data for us, such as a key update
+            except ssl.SSLError as error:
+                alive = False  # this is no TLS; an alert goes out
+                if not self._got_data:
+                    self._got_data = True
+                    self._host.failed(self, reasons.of_error(error))
             pos = stop
         if pos < end:
             self._cut = bytes(data[pos:])
@@ -332,26 +344,6 @@ class Shell(asyncio.BufferedProtocol):
                 self._host.failed(self, reasons.NO_PREFACE)
             self.close("the client ended TLS")
 
-    def _read_record(self, size: int) -> tuple[int, bool]:
-        """Decrypt what is in the BIO, behind the `size` bytes that there are -> (size, whether TLS goes on).
-
-        It doesn't at close_notify, or where what has come is no TLS (an alert then goes out).
-        """
-        try:
-            while self._incoming.pending:
-                read = self._read(_RECORD_BYTES, _plain_buffer[size:])
-                if not read:
-                    return size, False
-                size += read
-        except ssl.SSLWantReadError:
-            pass  # a record without data for us, such as a key update
-        except ssl.SSLError as error:
-            if not self._got_data:
-                self._got_data = True
-                self._host.failed(self, reasons.of_error(error))
-            return size, False
-        return size, True
-
     def write(self, out: list[Buffer], size: int) -> None:
         """Encrypt and send; the pieces of one read leave in as few records as they fit into."""
         transport = self._transport
@@ -367,7 +359,9 @@ class Shell(asyncio.BufferedProtocol):
         try:
             if size <= _PLAIN_BYTES:
                 write(b"".join(out))
-                self._send_outgoing()
+                record = self._outgoing.read()
+                transport.write(record)
+                self._host.counters.downstream_sent += len(record)
                 return
             data = memoryview(b"".join(out))
             records = []

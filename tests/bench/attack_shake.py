@@ -23,17 +23,17 @@ _GARBAGE = b"\x13\x37" * 100
 
 
 def half_open(attack: Attack) -> None:
-    hello = _client_hello(attack)
+    hello = client_hello(attack)
     _keep_plain(attack, _HALF_OPEN, hello[: len(hello) // 2])
 
 
 def stalled(attack: Attack) -> None:
-    _keep_plain(attack, _HALF_OPEN, _client_hello(attack))
+    _keep_plain(attack, _HALF_OPEN, client_hello(attack))
 
 
 def large_hello(attack: Attack) -> None:
     """All but its last byte."""
-    _keep_plain(attack, _HALF_OPEN, _padded(_client_hello(attack), _LARGE_HELLO)[:-1])
+    _keep_plain(attack, _HALF_OPEN, padded(client_hello(attack), _LARGE_HELLO)[:-1])
 
 
 def connections(attack: Attack) -> None:
@@ -90,12 +90,12 @@ def _is_over(sock: socket.socket) -> bool:
 
 
 def trickle_hello(attack: Attack) -> None:
-    _trickle(attack, _client_hello(attack))
+    _trickle(attack, client_hello(attack))
 
 
 def shattered_hello(attack: Attack) -> None:
     """A record for each byte: the server's TLS is asked to go on at each."""
-    hello = _client_hello(attack)
+    hello = client_hello(attack)
     _trickle(attack, b"".join(hello[:3] + b"\x00\x01" + hello[at : at + 1] for at in range(5, len(hello))), 6)
 
 
@@ -153,7 +153,7 @@ def _handshakes(attack: Attack, ticket: Callable[[], ssl.SSLSession | None]) -> 
 
 
 def hello_and_gone(attack: Attack) -> None:
-    hello = _client_hello(attack)
+    hello = client_hello(attack)
     _in_threads(lambda: _come_and_go(attack, hello, False))
 
 
@@ -194,7 +194,7 @@ def _in_threads(work: Callable[[], None]) -> None:
 # -- bytes
 
 
-def _client_hello(attack: Attack) -> bytes:
+def client_hello(attack: Attack) -> bytes:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = attack.context.wrap_bio(incoming, outgoing, server_hostname="localhost")
     try:
@@ -204,13 +204,13 @@ def _client_hello(attack: Attack) -> bytes:
     return outgoing.read()
 
 
-def _padded(hello: bytes, size: int) -> bytes:
-    """A ClientHello's record (RFC 8446 section 4.1.2) made `size` bytes long by a padding extension (RFC 7685)."""
+def padded(hello: bytes, size: int) -> bytes:
+    """A ClientHello's record (RFC 8446 section 4.1.2) made `size` bytes long by an extension that no server knows."""
     at = 5 + 4 + 2 + 32  # the headers of record and message, version, random
     at += 1 + hello[at]  # session id
     at += 2 + int.from_bytes(hello[at : at + 2], "big")  # cipher suites
     at += 1 + hello[at]  # compression
-    padding = b"\x00\x15" + (size - len(hello) - 4).to_bytes(2, "big") + bytes(size - len(hello) - 4)
+    padding = b"\x1a\x1a" + (size - len(hello) - 4).to_bytes(2, "big") + bytes(size - len(hello) - 4)
     extensions = hello[at + 2 :] + padding
     body = hello[9:at] + len(extensions).to_bytes(2, "big") + extensions
     return hello[:3] + (len(body) + 4).to_bytes(2, "big") + b"\x01" + len(body).to_bytes(3, "big") + body

@@ -37,13 +37,15 @@ HEADINGS = (
     "", "calls/s calm", "attacked", "kept", "lost", "p99 ms", "max ms", "peak MB", "after MB", "attack rate",
     "verdict", "the attacker's connections",
 )  # fmt: skip
+_BOUNDS = (
+    f"no call lost, {attack_run.KEPT:.0%} kept, a p99 of {attack_run.P99_SECONDS * 1000:.0f} ms, a peak below "
+    f"{attack_run.GROWTH_BYTES / 1e6:.0f} MB and at most half of that left afterwards"
+)
 LEGEND = f"""\
 calls/s, lost, p99, max: of the good client; kept: of its unattacked rate, before and afterwards; peak, after: growth
-of the proxy's resident memory during the attack and {attack_run.SETTLE_SECONDS:.0f} s behind it; verdict: which bounds \
-are not met (no call lost,
-{attack_run.KEPT:.0%} kept, p99 of {attack_run.P99_SECONDS * 1000:.0f} ms, peak below {attack_run.GROWTH_BYTES / 1e6:.0f} \
-MB and at most half of that left afterwards), with a question
-mark where other programs took {attack_run.NOISE:.0%} of the machine or more."""
+of the proxy's resident memory during the attack and {attack_run.SETTLE_SECONDS:.0f} s behind it; verdict: which bounds
+are not met, with a question mark where other programs took {attack_run.NOISE:.0%} of the machine or more; the bounds:
+{_BOUNDS}."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
