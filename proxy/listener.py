@@ -38,7 +38,7 @@ _SLOW_START_SECONDS = 0.25
 _SETTLED_SECONDS = 5.0
 # While others have work, accepting pauses after so many connections: those that are refused, or say nothing sensible,
 # cost a tenth of a millisecond each, and may come by the ten thousand a second.
-_ACCEPTED_AT_ONCE, _PAUSE_SECONDS = 20, 0.01
+_ACCEPTED_AT_ONCE, _PAUSE_SECONDS = 10, 0.01
 # Connections that have ended, and whose clients may still read why: each keeps a file open, for 30 s at most.
 _MOST_LINGERING = 256
 # What isn't clients' connections: those to the upstream, the admin port's, the log, libraries.

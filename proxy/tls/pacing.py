@@ -20,7 +20,7 @@ from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
 # Seconds of pause for each second of steps while others have work: 1 / share of the time.
-ADDRESS_PRICE = 20.0
+ADDRESS_PRICE = 25.0
 PRICE = 5.0
 # So much of the pauses needn't be waited for, which is some handshakes one after another: timers are coarse.
 SLACK = 0.02

@@ -25,4 +25,6 @@ compare; the ratios within one run do. It is no test: nothing here fails because
     report.py          tables, ratios, targets, JSON
     chart.py           the SVG
     attacks.py         another program: the gate under attack, which lists its own files
+    soak.py            another: minutes of mixed load, and whether the gate keeps any of it (soak_clients.py: who calls;
+                       soak_record.py: what is seen, and the checks; soak_chart.py: the SVG)
 """

@@ -3,33 +3,34 @@
 Shared by the server's and the client's target. Needs no atheris: `tests/fuzz/test_corpus.py` runs the same functions.
 
 An input is two bytes of choices and then the bytes that the connection receives:
-    byte 0   ACTIVE: the layer above acts between reads; GREETED: the peer's preface is put before;
-             SMALL: two streams and header lists of 512 bytes; BYTEWISE: also read byte by byte
+    byte 0   see `roles`
     byte 1   seed for where reads are cut and for what the layer above does
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, NamedTuple
 
 import h2.config
 import h2.connection
 import h2.settings
+import hpack
 from hyperframe.frame import Frame as StrictFrame
 
 from proxy.http2 import ErrorCode, Stream
+from tests.fuzz.forwarding import check_forwarding
+from tests.fuzz.roles import ACTIVE, BYTEWISE, FORWARDS, GREETED
 from tests.http2 import wire
-from tests.http2.wire import PREFACE, REQUEST, RESPONSE, TRAILERS, Client, Server, block
+from tests.http2.wire import PREFACE, REQUEST, RESPONSE, TRAILERS, Client, Fields, Server, block
 
-ACTIVE, GREETED, SMALL, BYTEWISE = 1, 2, 4, 8
 _ANSWER_PER_BYTE = 3  # no frame is shorter than 9 bytes, no answer longer than 13, and padded DATA may have two
 _LAST_WORDS = 9 + 8 + 256  # GOAWAY with its text
 _CODES = h2.settings.SettingCodes
 
 Conn = Server | Client
-Make = Callable[[bool], Conn]
+Make = Callable[[int], Conn]
 
 
 class Case(NamedTuple):
@@ -80,10 +81,14 @@ def told(conn: Conn) -> list[Any]:
     return out
 
 
-def read(conn: Conn, pieces: list[bytes]) -> tuple[list[Any], bytes, bool]:
+def read(conn: Conn, pieces: list[bytes], views: bool = False) -> tuple[list[Any], bytes, bool]:
+    """views: as views of a buffer that is overwritten once the output was taken."""
+    out = b""
     for piece in pieces:
-        conn.receive(piece)
-    out = b"".join(conn.take_output())
+        buffer = bytearray(piece)
+        conn.receive(memoryview(buffer) if views else piece)
+        out += b"".join(conn.take_output())
+        buffer[:] = b"\xee" * len(buffer)
     if conn.closed:
         conn.receive(wire.ping())
         assert conn.take_output() == [], "something is said after the end"
@@ -92,21 +97,21 @@ def read(conn: Conn, pieces: list[bytes]) -> tuple[list[Any], bytes, bool]:
 
 def check_reading(make: Make, case: Case, is_server: bool) -> None:
     """No exception, bounded output, GOAWAY last and once, and all of it the same however the bytes are cut."""
-    small = bool(case.flags & SMALL)
-    fresh = make(small)
+    fresh = make(case.flags)
     greeting = len(b"".join(fresh.take_output()))
     opened = fresh.last_local_id
-    whole = make(small)
+    whole = make(case.flags)
     outcome = read(whole, [case.text])
     sent = outcome[1]
     assert len(sent) <= greeting + _LAST_WORDS + _ANSWER_PER_BYTE * len(case.text), "more is sent than was asked for"
     check_frames(sent)
     check_resets(sent, highest_opened(case.text) if is_server else opened)
     check_end(whole, sent)
-    assert read(make(small), cut(case.text, case.random)) == outcome, "another cut, another result"
+    check_sections(case.text, whole.events, is_server)
+    assert read(make(case.flags), cut(case.text, case.random), views=True) == outcome, "another cut, another result"
     if case.flags & BYTEWISE and len(case.text) <= 512:
         singly = [case.text[at : at + 1] for at in range(len(case.text))]
-        assert read(make(small), singly) == outcome, "byte by byte, another result"
+        assert read(make(case.flags), singly) == outcome, "byte by byte, another result"
 
 
 def check_frames(sent: bytes) -> None:
@@ -115,6 +120,43 @@ def check_frames(sent: bytes) -> None:
         frame, length = StrictFrame.parse_frame_header(memoryview(text[:9]), strict=True)
         assert len(text) == 9 + length, "the output ends inside a frame"
         frame.parse_body(memoryview(text[9:]))
+
+
+def check_sections(text: bytes, events: list[Any], is_server: bool) -> None:
+    """Each header section that was told of has the fields that `hpack` finds in it, those of one name in their order."""
+    came: dict[int, list[Fields]] = {}
+    for stream, fields in _sections(text.removeprefix(PREFACE) if is_server else text):
+        if not is_server:
+            fields = [(name, value.strip(b" \t")) for name, value in fields]  # see headers.interner
+        came.setdefault(stream, []).append(sorted(fields, key=lambda field: field[0]))
+    for event in events:
+        if event[0] in ("request", "response", "informational", "trailers"):
+            told = sorted([(bytes(name), bytes(value)) for name, value in event[2]], key=lambda field: field[0])
+            sections = came.get(event[1], [])
+            assert told in sections, "a header section that did not come like this"
+            del sections[: sections.index(told) + 1]  # what was refused before it was not told of
+
+
+def _sections(text: bytes) -> Iterator[tuple[int, Fields]]:
+    """Stream and fields of the header blocks in a text, as far as it makes sense."""
+    decoder, block, stream = hpack.Decoder(max_header_list_size=2**24), b"", 0
+    for item in split(text):
+        if len(item) < 9 or len(item) != 9 + int.from_bytes(item[:3], "big"):
+            return
+        kind, flags, payload = item[3], item[4], item[9:]
+        if kind not in (wire.HEADERS, wire.CONTINUATION):
+            continue
+        if kind == wire.HEADERS:
+            stream, block = int.from_bytes(item[5:9], "big") & 0x7FFFFFFF, b""
+            pad = payload[0] if flags & wire.PADDED and payload else 0
+            start = bool(flags & wire.PADDED) + 5 * bool(flags & wire.PRIORITY_FLAG)
+            payload = payload[start : len(payload) - pad]
+        block += payload
+        if flags & wire.END_HEADERS:
+            try:
+                yield stream, [(bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)]
+            except hpack.HPACKError:
+                return
 
 
 def highest_opened(text: bytes) -> int:
@@ -236,7 +278,7 @@ class Layer:
 
 def check_acting(make: Make, case: Case, is_server: bool) -> None:
     """Whatever the peer sends and the layer above does, `h2` takes all that is sent."""
-    conn = make(bool(case.flags & SMALL))
+    conn = make(case.flags)
     layer, mirror = Layer(conn, case.random), Mirror(is_server)
     seen = 0
     for piece in cut(case.text, case.random):
@@ -259,3 +301,5 @@ def check(make: Make, data: bytes, is_server: bool) -> None:
     check_reading(make, case, is_server)
     if case.flags & ACTIVE:
         check_acting(make, case, is_server)
+    if case.flags & FORWARDS:
+        check_forwarding(case.flags, cut(case.text, case.random), case.random, is_server)

@@ -16,7 +16,8 @@ import h2.events
 import h2.settings
 import hpack
 
-from tests.fuzz.invariants import ACTIVE, BYTEWISE, GREETED, SMALL, split
+from tests.fuzz.invariants import split
+from tests.fuzz.roles import ACTIVE, BYTEWISE, FORWARDS, GREETED, NARROW, SMALL
 from tests.http2 import wire
 from tests.http2.wire import (
     CONTINUATION,
@@ -127,6 +128,24 @@ def by_hand(head: Fields) -> bytes:
     )
 
 
+def literals(head: Fields) -> bytes:
+    """Calls as gRPC clients make them: stable fields by index, behind them ids that are in no table, short messages."""
+    encoder, out = hpack.Encoder(), []
+    for number in range(3):
+        stream, own = 2 * number + 1, b"%08d" % number
+        fields = _literal(b"x-request-id", own) + _literal(b"authorization", b"Bearer " + own, never_indexed=True)
+        out.append(frame(HEADERS, END_HEADERS, stream, encoder.encode(head) + fields))
+        out += [wire.data(stream, bytes(size)) for size in (60, 60, 2000)]
+        ends = encoder.encode(TRAILERS) + _literal(b"grpc-message", b"fine " + own)
+        out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream, ends))
+    return b"".join(out)
+
+
+def _literal(name: bytes, value: bytes, never_indexed: bool = False) -> bytes:
+    """A field of less than 128 bytes that is put into no table (RFC 7541 sections 6.2.2 and 6.2.3)."""
+    return b"".join([b"\x10" if never_indexed else b"\0", bytes((len(name),)), name, bytes((len(value),)), value])
+
+
 def servers() -> dict[str, bytes]:
     quiet, busy = bytes((GREETED | BYTEWISE, 1)), bytes((GREETED | ACTIVE, 2))
     small = bytes((GREETED | ACTIVE | SMALL, 3))
@@ -140,6 +159,11 @@ def servers() -> dict[str, bytes]:
         "large": busy + b"".join(split(client_says(1, 6000).removeprefix(PREFACE))[1:]),
         "by_hand": quiet + by_hand(REQUEST),
         "by_hand_small": small + by_hand(REQUEST),
+        "forwarded": bytes((GREETED | FORWARDS, 6)) + rest,
+        "forwarded_late": bytes((GREETED | FORWARDS, 7))
+        + b"".join(split(client_says(1, 6000).removeprefix(PREFACE))[1:]),
+        "narrow": bytes((GREETED | FORWARDS | NARROW | ACTIVE, 8)) + literals(REQUEST),
+        "literals": bytes((GREETED | FORWARDS | BYTEWISE, 9)) + literals(REQUEST),
     }
 
 
@@ -153,6 +177,9 @@ def clients() -> dict[str, bytes]:
         "small": bytes((ACTIVE | SMALL, 4)) + server_says(20),
         "by_hand": bytes((GREETED | BYTEWISE, 1)) + by_hand(RESPONSE),
         "by_hand_busy": bytes((GREETED | ACTIVE, 5)) + by_hand(RESPONSE),
+        "forwarded": bytes((FORWARDS, 6)) + server_says(3000, informational=True),
+        "narrow": bytes((GREETED | FORWARDS | NARROW | ACTIVE, 7)) + literals(RESPONSE),
+        "literals": bytes((GREETED | FORWARDS | BYTEWISE, 8)) + literals(RESPONSE),
     }
 
 

@@ -93,13 +93,13 @@ async def test_8_7_a_message_that_says_it_is_too_long_is_not_even_kept_in_part()
 
 
 async def test_8_7_all_that_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "KEPT_OF_ALL", 50_000)
+    monkeypatch.setattr(kept, "KEPT_OF_ALL", 30_000)
     backend = Backend()
     async with joined(backend) as world:
         client = world.client()
         for stream in (1, 3, 5):
-            client.call(stream, message(20_000))
-        assert world.relay.kept_bytes == 40_000
+            client.call(stream, message(12_000))
+        assert world.relay.kept_bytes == 24_000
         conn = await backend.connection(0)
         await conn.call(3)
         conn.send(goaway(0))
@@ -108,7 +108,7 @@ async def test_8_7_all_that_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) 
         assert "such requests" in reply.words
         second = await backend.connection(1)
         for stream in (1, 3):
-            assert len((await second.call(stream)).body) == 20_000
+            assert len((await second.call(stream)).body) == 12_000
             second.answer(stream)
             assert (await client.reply(stream)).status == 0
         assert world.relay.kept_bytes == 0
@@ -133,13 +133,13 @@ async def test_8_7_the_rest_of_a_request_follows_on_the_new_stream() -> None:
 
 
 @pytest.mark.parametrize("window", [0, 1000, 40_000])
-@pytest.mark.parametrize("first_piece", [10, 30_000])
+@pytest.mark.parametrize("first_piece", [10, 15_000])
 async def test_8_7_credit_is_given_once_for_what_is_sent_twice(window: int, first_piece: int) -> None:
     """A client's window never grows beyond what was announced, nor does it shrink for good."""
     backend = Backend((INITIAL_WINDOW_SIZE, window))
     async with joined(backend, stream_window_bytes=65_536) as world:
         client = world.client()
-        body = message(60_000) + message(200_000)
+        body = message(15_500) + message(200_000)
         sent = first_piece
         client.call(1, body[:sent], end=False)
         first = await backend.connection(0)

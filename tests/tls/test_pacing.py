@@ -230,4 +230,4 @@ def test_addresses_are_forgotten() -> None:
 
 
 def test_the_shares_are_those_of_the_document() -> None:
-    assert (1 / pacing.PRICE, 1 / pacing.ADDRESS_PRICE) == (0.2, 0.05)
+    assert (1 / pacing.PRICE, 1 / pacing.ADDRESS_PRICE) == (0.2, 0.04)
