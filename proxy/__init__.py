@@ -3,7 +3,8 @@
 The life of a request, step -> file:
 
  1. `listener` accepts, caps connections and gives each a TLS shell.
- 2. `tls/shell` finishes the handshake within a time limit; ALPN must pick h2. `tls/reasons` says why one failed.
+ 2. `tls/shell` finishes the handshake within a time limit, in steps that `tls/pacing` rations; ALPN must pick h2.
+    `tls/reasons` says why one failed.
  3. `identity` turns the client's certificate into an Identity, once per connection.
  4. `http2` (sans-IO) parses frames, checks them as RFC 9113 asks, keeps streams and windows.
  5. `inference` (sans-IO) reads what the call is: method, deadline, whether it is gRPC at all.

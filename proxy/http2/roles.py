@@ -131,8 +131,12 @@ class ClientConnection(Connection):
 
     @property
     def used_up(self) -> bool:
-        """No stream identifiers are left (section 5.1.1): what runs may finish, what is new needs a new connection."""
-        return self.last_local_id >= _LAST_OPENED
+        """It was retired, or no stream identifiers are left (section 5.1.1): what is new needs a new connection."""
+        return self.last_local_id >= _LAST_OPENED or self.max_streams == 0
+
+    def retire(self) -> None:
+        """Open no further streams here; those that there are may finish."""
+        self.max_streams = 0
 
     def room(self) -> int:
         """How many streams may be opened now; the peer's limit holds from its SETTINGS on."""

@@ -144,6 +144,14 @@ class Call(Replayable):
             f"upstream {relay.pool.address}: {why}; waited {relay.pool.connect_timeout:g} s (timeouts.connect)",
         )
 
+    def crowded_out(self) -> None:
+        pool = self.conn.relay.pool
+        self.answer(
+            Code.RESOURCE_EXHAUSTED,
+            f"{pool.waiting} calls already wait for upstream {pool.address}, {pool.max_waiting} may, and no client "
+            "more than it leaves to others (limits.pending_requests)",
+        )
+
     # -- endings
 
     def expire(self) -> None:
@@ -323,11 +331,7 @@ class Downstream(ServerConnection):
         if pool.wait(call, refused_by):
             self.relay.look_for_room()
         else:
-            call.answer(
-                Code.RESOURCE_EXHAUSTED,
-                f"{pool.waiting} calls already wait for upstream {pool.address}, {pool.max_waiting} may, and no client "
-                "more than it leaves to others (limits.pending_requests)",
-            )
+            call.crowded_out()
 
     def on_request_too_large(self, call: Call, limit: int) -> None:  # type: ignore[override]
         call.answer(

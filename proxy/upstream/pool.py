@@ -39,7 +39,7 @@ class Owner(Protocol):
 
 
 class Waiter(Protocol):
-    """A call that waits for a connection; exactly one of the two is called, unless it is forgotten."""
+    """A call that waits for a connection; exactly one of the three is called, unless it is forgotten."""
 
     @property
     def owner(self) -> Owner: ...
@@ -47,6 +47,10 @@ class Waiter(Protocol):
     def connected(self, conn: UpstreamConnection) -> None: ...
 
     def not_connected(self, why: str) -> None: ...
+
+    def crowded_out(self) -> None:
+        """Its place is needed for others; it is forgotten already."""
+        ...
 
 
 class Pool:
@@ -142,7 +146,8 @@ class Pool:
     def wait(self, waiter: Waiter, refused_by: UpstreamConnection | None = None) -> bool:
         """Queue a call until a connection has room, another than `refused_by`; False when the queue is full."""
         queue = self._queues.get(waiter.owner, {})
-        if len(queue) >= self.max_waiting - self.waiting:  # an owner may have as many places as it leaves to others
+        # An owner may have as many places as it leaves to others. Where there is none left it gets one of who has most.
+        if len(queue) >= self.max_waiting - self.waiting and not self._make_place(len(queue)):
             return False
         # Those that have no stream identifiers left finish their calls; they must not keep others from being opened.
         self.ready = [conn for conn in self.ready if not conn.used_up]
@@ -157,6 +162,16 @@ class Pool:
         if self._timer is None:
             self._timer = loop.call_later(self.connect_timeout, self._expire)
         self._ensure_connecting()
+        return True
+
+    def _make_place(self, places: int) -> bool:
+        """Send a waiting call away, of the owner that has most, for one of an owner that has so many places."""
+        longest = max(self._queues.values(), key=len, default={})
+        if len(longest) <= places + 1:
+            return False
+        waiter = next(reversed(longest))
+        self.forget(waiter)
+        waiter.crowded_out()
         return True
 
     def forget(self, waiter: Waiter) -> None:

@@ -130,6 +130,11 @@ def churn(attack: Attack) -> None:
     _in_threads(lambda: _handshakes(attack, lambda: None))
 
 
+def churn_spread(attack: Attack) -> None:
+    attack.spread = True
+    churn(attack)
+
+
 def resumption(attack: Attack) -> None:
     """With the ticket of a first connection; most servers let it be used any number of times."""
     link = attack.connect(opening())

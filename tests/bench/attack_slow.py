@@ -2,15 +2,16 @@
 
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from proxy.http2 import frames
 
-from .attack_wire import Attack, Link, Windows, headers, hold, opening
+from .attack_wire import REQUEST, Attack, Link, Windows, headers, hold, literal, opening
 
 _BODY = bytes(1 << 20)
 _TRICKLERS = 200
 _IDLERS = 40
+_LARGE_IDLERS = 8
 _READERS = 16
 
 
@@ -163,6 +164,22 @@ def _trickle(attack: Attack, start: bytes, slow: bytes, pace: float) -> None:
 
 
 def idle_streams(attack: Attack) -> None:
+    _hold_streams(attack, _IDLERS, headers)
+
+
+def idle_headers(attack: Attack) -> None:
+    block = REQUEST + b"".join(literal(b"x-%d" % number, b"v" * 3900) for number in range(15))
+
+    def one(i: int) -> bytes:
+        parts = [block[at : at + 16_000] for at in range(0, len(block), 16_000)]
+        start = frames.frame(frames.HEADERS, 0, i, parts[0])
+        more = b"".join(frames.frame(frames.CONTINUATION, 0, i, part) for part in parts[1:-1])
+        return start + more + frames.frame(frames.CONTINUATION, frames.END_HEADERS, i, parts[-1])
+
+    _hold_streams(attack, _LARGE_IDLERS, one)
+
+
+def _hold_streams(attack: Attack, connections: int, one: Callable[[int], bytes]) -> None:
     def opened() -> Link | None:
         link = attack.connect(opening())
         if link is None:
@@ -170,9 +187,10 @@ def idle_streams(attack: Attack) -> None:
         windows = Windows(link)
         while not windows.settled and link.wait():
             pass
-        streams = windows.max_streams
-        if link.send(b"".join(headers(i) for i in range(1, 2 * streams, 2))):
-            attack.sent += streams
+        for i in range(1, 2 * windows.max_streams, 2):
+            if not link.send(one(i)):
+                break
+            attack.sent += 1
         return link
 
-    hold(attack, _IDLERS, opened, lambda links: None, 0.1)
+    hold(attack, connections, opened, lambda links: None, 0.1)

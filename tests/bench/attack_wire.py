@@ -6,6 +6,7 @@ Loopback only: whoever connects here checks with `loopback` first.
 import contextlib
 import ipaddress
 import itertools
+import random
 import select
 import socket
 import ssl
@@ -99,6 +100,7 @@ class Attack:
         self.address = address
         self.sent = 0
         self.connections = 0
+        self.spread = False  # connections come from addresses all over 127.0.0.0/8
         self.endings: Counter[str] = Counter()
         self._until = time.monotonic() + seconds
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -120,6 +122,8 @@ class Attack:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(HANDSHAKE_SECONDS)
         try:
+            if self.spread and family == socket.AF_INET:
+                sock.bind((f"127.{random.randrange(1, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}", 0))
             sock.connect(self.address)
         except OSError:
             self._refused("no TCP connection", sock)

@@ -192,22 +192,20 @@ def _let_all_go(conn: ForwardingServer | ForwardingClient, sent: _Sent) -> None:
 
 
 def _check_credit(conn: ForwardingServer | ForwardingClient) -> None:
-    """Each byte that came on a stream is credited, about to be, or waits for the other side; and all of that adds up."""
-    waiting = 0
+    """Each byte that came on a stream is credited, about to be, or waits for the other side; the sums are right."""
+    other = conn.other
+    backlogs = [stream.backlog for stream in other.streams.values() if stream.backlog is not None]
+    assert all(backlog.waiting == sum(map(len, backlog.chunks)) for backlog in backlogs)
+    assert other.queued == conn.stuck == sum(backlog.waiting for backlog in backlogs), "bytes that wait are miscounted"
     for stream in conn.streams.values():
-        assert stream.window <= conn.stream_window
+        assert stream.window <= conn.stream_window, "a window beyond what was allowed"
         partner = stream.partner
-        if partner is None or conn.other.streams.get(partner.id) is not partner:
+        if partner is None or stream.remote_closed or other.streams.get(partner.id) is not partner:
             continue
         queued = partner.backlog.waiting if partner.backlog is not None else 0
-        assert queued == sum(map(len, partner.backlog.chunks)) if partner.backlog is not None else True
-        waiting += queued
-        if not stream.remote_closed:
-            under_way = conn._data_left if conn._data_stream is stream else 0
-            came = stream.window - stream.recv_window - under_way
-            assert came == stream.unacked + queued, "credit for what was not forwarded, or none for what was"
-    assert conn.other.queued == sum(s.backlog.waiting for s in conn.other.streams.values() if s.backlog is not None)
-    assert conn.stuck >= waiting
+        under_way = conn._data_left if conn._data_stream is stream else 0
+        came = stream.window - stream.recv_window - under_way
+        assert came == stream.unacked + queued, "credit for what was not forwarded, or none for what was"
 
 
 def _compare(conn: ForwardingServer | ForwardingClient, sent: _Sent) -> None:

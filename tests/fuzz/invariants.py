@@ -83,7 +83,7 @@ def told(conn: Conn) -> list[Any]:
 
 def read(conn: Conn, pieces: list[bytes], views: bool = False) -> tuple[list[Any], bytes, bool]:
     """views: as views of a buffer that is overwritten once the output was taken."""
-    out = b""
+    out = b"".join(conn.take_output())
     for piece in pieces:
         buffer = bytearray(piece)
         conn.receive(memoryview(buffer) if views else piece)
@@ -123,7 +123,7 @@ def check_frames(sent: bytes) -> None:
 
 
 def check_sections(text: bytes, events: list[Any], is_server: bool) -> None:
-    """Each header section that was told of has the fields that `hpack` finds in it, those of one name in their order."""
+    """A header section that was told of has the fields that `hpack` finds in it, those of one name in their order."""
     came: dict[int, list[Fields]] = {}
     for stream, fields in _sections(text.removeprefix(PREFACE) if is_server else text):
         if not is_server:

@@ -151,12 +151,13 @@ def servers() -> dict[str, bytes]:
     small = bytes((GREETED | ACTIVE | SMALL, 3))
     raw = client_says(2, 40)
     rest = b"".join(split(raw.removeprefix(PREFACE))[1:])
+    large = b"".join(split(client_says(1, 6000).removeprefix(PREFACE))[1:])
     return {
         "whole": bytes((BYTEWISE, 0)) + raw,
         "calls": busy + rest,
         "padded": quiet + b"".join(split(client_says(2, 30, pad=7).removeprefix(PREFACE))[1:]),
         "cancelled": small + b"".join(split(client_says(5, 10, cancel=True).removeprefix(PREFACE))[1:]),
-        "large": busy + b"".join(split(client_says(1, 6000).removeprefix(PREFACE))[1:]),
+        "large": busy + large,
         "by_hand": quiet + by_hand(REQUEST),
         "by_hand_small": small + by_hand(REQUEST),
         "forwarded": bytes((GREETED | FORWARDS, 6)) + rest,

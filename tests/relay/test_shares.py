@@ -194,3 +194,43 @@ async def test_requests_that_wait_are_bounded_for_each_client() -> None:
         assert "limits.waiting_bytes_per_connection" in reply.words
         assert client.conn.stuck == 4 * 250_000
         client.alive()
+
+
+# -- resets
+
+
+async def test_an_upstream_that_was_sent_many_resets_gets_no_more_calls() -> None:
+    backend = Backend()
+    async with joined(backend, upstream_connections=1) as world:
+        clients = [world.client() for _ in range(3)]
+        for client in clients:
+            for stream in range(1, 400, 2):
+                client.feed(client.head(stream), wire.data(stream, b"x"))
+                client.feed(wire.rst_stream(stream))
+        await settle()
+        client = world.client()
+        client.call(1)
+        second = await backend.connection(1)
+        await second.call(1)
+        second.answer(1)
+        assert (await client.reply(1)).status == 0
+        assert len(backend.conns[0].inbox.of(wire.RST_STREAM)) < 760
+        assert len(backend.conns) == 2
+
+
+async def test_a_full_queue_has_a_place_for_the_next_client() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 1))
+    async with joined(backend, upstream_connections=1, pending_requests=4) as world:
+        holder = world.client()
+        holder.call(1)
+        conn = await backend.connection()
+        await conn.call(1)
+        greedy = [world.client() for _ in range(3)]
+        for client in greedy:
+            for stream in (1, 3, 5):
+                client.call(stream)
+        assert world.pool.waiting == 4
+        modest = world.client()
+        modest.call(1)
+        assert world.pool.waiting == 4
+        assert modest.inbox.messages == {}
