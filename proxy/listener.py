@@ -24,7 +24,7 @@ from proxy.relay.downstream import Downstream
 from proxy.relay.relay import Relay
 from proxy.spawn import spawn
 from proxy.telemetry.log import throttled
-from proxy.telemetry.metrics import STALLED_HANDSHAKE, UNREAD_OUTPUT, Counters
+from proxy.telemetry.metrics import EMPTY_RECORDS, STALLED_HANDSHAKE, UNREAD_OUTPUT, Counters
 from proxy.tls import reasons
 from proxy.tls.handshakes import Handshakes
 from proxy.tls.reasons import Reason
@@ -257,6 +257,11 @@ class Listener:
     def unread(self, shell: Shell, limit: int) -> None:
         self.counters.abuse[UNREAD_OUTPUT] += 1
         throttled(logging.WARNING, "unread output", "%s: closed: it left %d bytes unread", shell.peer_name, limit)
+
+    def empty_records(self, shell: Shell, limit: int) -> None:
+        self.counters.abuse[EMPTY_RECORDS] += 1
+        self.relay.remember_abuse(shell.peer_name)
+        throttled(logging.WARNING, "empty records", "%s: closed: %d TLS records without data", shell.peer_name, limit)
 
     def unsettled(self, received: int) -> None:
         self._unsettled_received += received

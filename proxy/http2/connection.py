@@ -27,6 +27,7 @@ Block = TypeVar("Block", bound=HeaderBlock)
 _HEADERS_FLAGS = END_HEADERS | PADDED | frames.PRIORITY_FLAG
 _DECODED_BLOCKS = 64
 _DECODED_BYTES = 1024
+_DECODED_SIZE = 4096  # of its fields, as SETTINGS_MAX_HEADER_LIST_SIZE counts
 _ONCE = 64
 
 
@@ -217,6 +218,12 @@ class Connection(Control):
         if pos < end:
             self._partial = bytes(data[pos:])
 
+    def unfinished(self) -> object | None:
+        """What changes with every frame, while there is one of which only a part has come and kept; else None."""
+        if self._block is None and not self._partial:
+            return None
+        return self.recv_window, self._requests, self.data_sent, self.credit_received
+
     # -- DATA, section 6.1
 
     def _receive_data(
@@ -394,7 +401,7 @@ class Connection(Control):
             # The block changed the table: it, and what was decoded before, would mean something else next time.
             self._heads.clear()
             self._trailers.clear()
-        elif result is not None and passing is None and len(block) <= _DECODED_BYTES:
+        elif result is not None and passing is None and len(block) <= _DECODED_BYTES and result.size <= _DECODED_SIZE:
             if len(known) >= _DECODED_BLOCKS:
                 known.clear()
             known[block] = result

@@ -113,6 +113,8 @@ class Control(Sender):
             self._spend(guards.RESET)
             self._remove(stream)
             self.on_reset(stream, frames.uint32(payload))
+        else:
+            self._spend(guards.STRAY_FRAME)
 
     def _settings(self, stream_id: int, flags: int, payload: bytes) -> None:
         if stream_id:
@@ -120,6 +122,7 @@ class Control(Sender):
         if flags & ACK:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
+            self._spend(guards.STRAY_FRAME)
             if not self.settings_acked:  # one too many is harmless
                 self.settings_acked = True
                 self.on_settings_acked()
@@ -163,6 +166,8 @@ class Control(Sender):
         if not flags & ACK:
             self._spend(guards.PING)
             self._reply(frames.ping_ack(payload))
+        else:
+            self._spend(guards.STRAY_FRAME)
 
     def _reply(self, data: bytes) -> None:
         """Answer a frame, but don't gather answers without end for a peer that doesn't read them."""
@@ -176,6 +181,7 @@ class Control(Sender):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 bytes")
+        self._spend(guards.STRAY_FRAME)
         self.goaway_received = True
         self.on_goaway(frames.uint31(payload), frames.uint32(payload, 4), payload[8:])
 

@@ -149,12 +149,6 @@ def _string(data: bytes, pos: int) -> tuple[bytes, int]:
     return (_huffman(text) if coded else text), end
 
 
-def _goes_with(name: bytes, passing: list[Field]) -> bool:
-    """Whether an indexed field belongs behind literals that have come: one of the same name, whose order counts, or a
-    pseudo-header field, whose place is then an error that must not be hidden."""
-    return name[:1] == b":" or any(name == other for other, _ in passing)
-
-
 class Decoder:
     """Decodes the header blocks of one direction of one connection.
 
@@ -209,6 +203,9 @@ class Decoder:
             known = self._runs.get(run.group()) or self._indexed_run(run.group())
             fields, pos, total = list(known[0]), run.end(), known[1]
         keep = append = fields.append
+        behind_names = passing if passing is not None else fields
+        names: set[bytes] = set()  # of passing fields
+        updates = 0
         table = self._table
         end = len(block)
         while pos < end:
@@ -222,8 +219,10 @@ class Decoder:
                 behind = index - _STATIC_COUNT
                 # Below, by their position from the end: the newest entry has the lowest index (section 2.3.3).
                 field = table[-behind] if 0 < behind <= len(table) else self._lookup(index)
-                if passing and _goes_with(field[0], passing):
-                    append = passing.append
+                if names and (field[0] in names or field[0][:1] == b":"):
+                    # One of the same name, whose order counts, or a pseudo-header field, whose place is then an error
+                    # that must not be hidden.
+                    append = behind_names.append
             elif byte & 0xE0 != 0x20:
                 # A literal: with incremental indexing (section 6.2.1), without (6.2.2), or never indexed (6.2.3).
                 index = byte & (0x3F if byte >= 0x40 else 0x0F)
@@ -245,11 +244,15 @@ class Decoder:
                     self._insert(field)
                 elif byte >= 0x10:
                     field = Sensitive(field)
-                if passing is not None and (passing if name[:1] == b":" else name not in kept):
+                if passing is not None and (names if name[:1] == b":" else name not in kept):
                     append = passing.append
+                    names.add(name)
             else:  # dynamic table size update, section 6.3
                 if fields or total:
                     raise HpackFault("a table size update behind a field (RFC 7541 section 4.2)")
+                updates += 1
+                if updates > 2:
+                    raise HpackFault("more than two table size updates (RFC 7541 section 4.2)")
                 size, pos = _integer(block, pos, 0x1F)
                 self._resize(size)
                 continue

@@ -63,6 +63,7 @@ class ServerConnection(Connection):
         if head is None:
             head, passing = self._decode(block, self._heads, intern_request)
         if stream_id > self.goaway_last:
+            self._spend(guards.STRAY_FRAME)
             return  # GOAWAY said so; the client will repeat it elsewhere
         self.last_remote_id = stream_id
         self._requests += 1
@@ -94,6 +95,7 @@ class ServerConnection(Connection):
                 if skipped and stream_id < self.last_remote_id:  # as far as is known, it was never used
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {stream_id} behind {self.last_remote_id}")
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
+            self._spend(guards.STRAY_FRAME)
             self._decode(block, self._trailers, intern_trailers)
         elif stream.remote_closed:
             self._decode(block, self._trailers, intern_trailers)

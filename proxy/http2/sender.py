@@ -245,10 +245,10 @@ class Sender:
             chunk = chunk[:room]
         else:
             chunks.popleft()
+            self.data_sent += 1  # not for a piece: windows of a byte would earn budget with each (CVE-2019-9511)
         size = len(chunk)
         stream.send_window -= size
         self.send_window -= size
-        self.data_sent += 1
         self._left_backlog(stream, backlog, size)
         end = backlog.end and not chunks
         if size or end:

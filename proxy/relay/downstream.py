@@ -49,9 +49,10 @@ _WIDE_CALLS = 16  # how many calls get a wide window at once after one that had 
 class Call(Replayable):
     """A client's stream and what is known of the call on it; `partner` is the upstream stream, once there is one."""
 
-    __slots__ = ("deadline_slot", "done", "facts", "held", "responding", "started")
+    __slots__ = ("deadline_slot", "done", "facts", "held", "responding", "started", "timeout")
 
     conn: Downstream
+    timeout: float  # grpc-timeout in seconds, where there is one
 
     def __init__(self, conn: Downstream, stream_id: int, recv_window: int, send_window: int) -> None:
         super().__init__(conn, stream_id, recv_window, send_window)
@@ -70,11 +71,10 @@ class Call(Replayable):
         return self.conn
 
     def progress(self) -> object | None:
-        """See relay.room: what changes whenever data comes, from either side; None once the request has ended."""
-        partner = self.partner
-        if self.remote_closed or partner is None:
-            return None
-        return self.recv_window, self.unacked, partner.recv_window, partner.unacked
+        """See relay.room: None unless the call was opened and nothing has followed, from either side. One that has had
+        data may be waiting for the model, or the model for it."""
+        nothing_yet = not self.remote_closed and not self.responding and self.recv_window == self.window
+        return "opened" if nothing_yet and not self.unacked else None
 
     def connected(self, conn: UpstreamConnection) -> None:
         """There is room on this connection: the request goes out with all that has come so far."""
@@ -163,13 +163,7 @@ class Call(Replayable):
             waiting = "the rest of the upstream's response"
         else:
             waiting = "the upstream's response"
-        self.answer(Code.DEADLINE_EXCEEDED, f"deadline of {self.timeout():g} s passed waiting for {waiting}")
-
-    def timeout(self) -> float | None:
-        """grpc-timeout in seconds, whichever part of the header section has it; ValueError where it isn't one."""
-        assert self.facts is not None
-        timeout = timeout_of(self.passing) if self.passing is not None else None
-        return self.facts.timeout if timeout is None else timeout
+        self.answer(Code.DEADLINE_EXCEEDED, f"deadline of {self.timeout:g} s passed waiting for {waiting}")
 
     def answer(self, code: Code, message: str) -> None:
         """End the call with a status of the gate's own, behind what the client already has of a response."""
@@ -280,11 +274,14 @@ class Downstream(ServerConnection):
         timeout = facts.timeout
         if call.passing is not None:
             try:
-                timeout = call.timeout()
+                own = timeout_of(call.passing)
             except ValueError as error:
                 call.answer(Code.INTERNAL, str(error))
                 return
+            if own is not None:
+                timeout = own
         if timeout is not None:
+            call.timeout = timeout
             relay.add_deadline(call, timeout)
         if self.resetting:
             # A client that has just reset streams may do so again with its next frame. What it opens and resets in one
@@ -461,7 +458,9 @@ class Downstream(ServerConnection):
         for call in list(self.streams.values()):
             assert isinstance(call, Call)
             self.drop_backlog(call)
+            call.local_closed = call.remote_closed = True
             call.finish(Code.CANCELLED)
+            call.unlink()  # also those that had finished before
         self.streams.clear()
         self.blocked.clear()
         self.granted_requests = 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -27,7 +28,7 @@ _MISBEHAVED = 10_000
 _LONELY_TURNS = 32
 _TRIES = 8
 _UNTIL_NEXT_TRY = 256
-_UNREAD_BYTES = 262_144
+_UNREAD_BYTES = 4_194_304  # more than a stream or two that nobody reads from for a while
 _TAKEN_PER_SECOND = 4096
 _REMEMBERED_SECONDS = 10.0
 
@@ -70,6 +71,7 @@ class Relay:
         self._turn_ends = False  # a call is under way for when the loop's turn is over
         self._reads = 0  # since there is such a call
         self._lonely_turns = 0  # of the event loop, one after another, that brought one read
+        self.room_appeared = False  # upstream, while calls wait for it
         self.deferred: list[Call] = []  # calls that go upstream when the read they came with is parsed
         self._misbehaved: dict[str, float] = {}  # address -> until when its new connections have to wait
         self._unacknowledged: dict[Connection, float] = {}  # whose peer owes us a SETTINGS ACK -> since when, in order
@@ -79,6 +81,7 @@ class Relay:
         self.kept_bytes = 0  # of requests that could be sent again, see `kept`
         self.clients: dict[Downstream, None] = {}
         self._reluctant: dict[Downstream, tuple[int, float]] = {}  # with much that waits -> (bytes sent, since when)
+        self._trickling: dict[Downstream, tuple[object, float]] = {}  # -> (what it is at, since when)
         self._timer: asyncio.TimerHandle | None = None
         self._room: Room[Call] = Room()
         self._room_timer: asyncio.TimerHandle | None = None
@@ -95,14 +98,14 @@ class Relay:
 
     def flush_read(self) -> None:
         """The same, but for what `flush_soon` lets wait: after a read from an upstream."""
-        if self.deferred:
-            self._start_deferred()
+        self._start_calls()
         wake = self.wake
         while wake:
             batch = wake[:]
             wake.clear()
             for conn in batch:
                 self._write(conn)
+            self._start_calls()
 
     def flush_soon(self) -> None:
         """Like `flush`, for a read that wasn't a view; what goes upstream may wait until the loop's turn is over.
@@ -117,8 +120,7 @@ class Relay:
                 self._lonely_turns = _LONELY_TURNS - _TRIES
             self.flush()
             return
-        if self.deferred:
-            self._start_deferred()
+        self._start_calls()
         self._reads += 1
         wake = self.wake
         while wake:
@@ -129,6 +131,7 @@ class Relay:
                     self._write(conn)
                 else:
                     self._late.append(conn)
+            self._start_calls()
         if self._late and not self._turn_ends:
             self._turn_ends = True
             asyncio.get_running_loop().call_soon(self._end_turn)
@@ -159,11 +162,24 @@ class Relay:
             log.exception("internal error while writing; the connection is closed")
             wire.abort()
 
-    def _start_deferred(self) -> None:
-        deferred, self.deferred = self.deferred, []
-        for call in deferred:
-            if not call.done and call.held is not None:
-                call.conn.start_deferred(call)
+    def _start_calls(self) -> None:
+        """Calls that were put off, and those that wait where room has appeared. Not while a read is being parsed: who
+        ends a hundred calls there, or leaves, must not have a hundred others opened upstream only to be reset."""
+        if self.room_appeared:
+            self.room_appeared = False
+            self._guarded(self.pool.serve)
+        if self.deferred:
+            deferred, self.deferred = self.deferred, []
+            for call in deferred:
+                if not call.done and call.held is not None:
+                    self._guarded(call.conn.start_deferred, call)
+
+    def _guarded(self, what: Callable[..., None], *arguments: object) -> None:
+        """One call's fault must not keep the others, or any output, back."""
+        try:
+            what(*arguments)
+        except Exception:
+            log.exception("internal error in a call")
 
     def refill(self) -> None:
         """A second has passed: budgets of http2.guards are full again, and some peer may have let its time pass."""
@@ -188,7 +204,25 @@ class Relay:
                 continue
             reason = f"{client.queued} bytes of answers not read for {self._unread_timeout:g} s (timeouts.unread)"
             client.fail(Abuse(guards.UNREAD_ANSWERS, reason))
+        self._end_trickling()
         self.flush()
+
+    def _end_trickling(self) -> None:
+        """Give up on clients that have begun a frame or a header block, which is kept until it is whole, and don't end
+        it: slowloris."""
+        before, self._trickling = self._trickling, {}
+        for client in list(self.clients):
+            mark = client.unfinished()
+            if mark is None:
+                continue
+            since = self.now
+            if client in before and before[client][0] == mark:
+                since = before[client][1]
+            if self.now - since < self._ack_timeout:
+                self._trickling[client] = mark, since
+                continue
+            reason = f"a frame or header block isn't whole after {self._ack_timeout:g} s (timeouts.handshake)"
+            client.fail(Abuse(guards.TRICKLE, reason))
 
     def await_settings_ack(self, conn: Connection) -> None:
         """The peer has sent its SETTINGS, so that it should have got ours."""
@@ -264,5 +298,5 @@ class Relay:
         if self.deadlines:
             self._timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._tick)
         for call in due:
-            call.expire()
+            self._guarded(call.expire)
         self.flush()

@@ -191,7 +191,7 @@ class Upstream(UpstreamConnection):
                 why = "it went away" if self.goaway_received else "it takes no more calls"
                 self.link.close(why, orderly=True)
         elif self.pool.waiting:
-            self.pool.serve()
+            self.relay.room_appeared = True
 
     def on_connection_fault(self, fault: ConnectionFault) -> None:
         self._fault = f"it broke HTTP/2: {fault.reason}"
@@ -209,7 +209,7 @@ class Upstream(UpstreamConnection):
             if not self.link.ready.done():
                 self.link.ready.set_result(None)
         elif self.pool.waiting:
-            self.pool.serve()
+            self.relay.room_appeared = True
 
     def on_settings_acked(self) -> None:
         self.relay.settings_acked(self)

@@ -32,6 +32,7 @@ HANDSHAKE_RESULTS = (
 # Kinds of abuse besides those of http2.guards.
 STALLED_HANDSHAKE = "stalled_handshake"
 UNREAD_OUTPUT = "unread_output"
+EMPTY_RECORDS = "empty_records"  # TLS records without data, such as key updates
 
 # What a connection may be refused for: a key of `limits`, or the files that the process may have open.
 CONNECTION_LIMITS = ("connections", "connections_per_address", "open_files")
@@ -61,7 +62,7 @@ class Counters:
     def __init__(self) -> None:
         self.routes = {method: Route(method) for method in (*calls.KNOWN_METHODS, calls.OTHER_METHOD)}
         self._most_routes = len(self.routes) + _LEARNED_METHODS
-        self.abuse = dict.fromkeys((*guards.KINDS, STALLED_HANDSHAKE, UNREAD_OUTPUT), 0)
+        self.abuse = dict.fromkeys((*guards.KINDS, STALLED_HANDSHAKE, UNREAD_OUTPUT, EMPTY_RECORDS), 0)
         self.handshakes = dict.fromkeys(HANDSHAKE_RESULTS, 0)
         self.connections_total = 0
         self.connections_refused = dict.fromkeys(CONNECTION_LIMITS, 0)

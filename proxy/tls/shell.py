@@ -23,7 +23,8 @@ from proxy.tls.reasons import Reason
 
 _READ_BYTES = 131_072
 _VIEW_FROM = 16_384
-_FULL_READS = 4
+_FULL_READS = 2
+_EMPTY_RECORDS = 100  # in the life of a connection: RFC 8446 section 5.5 wants a new key after 2^24 records
 _RECORD_BYTES = 16_640  # the longest TLS record with its overhead
 _PLAIN_BYTES = 16_384  # the most that one record carries
 _WRITE_HIGH = 131_072
@@ -73,6 +74,8 @@ class Host(Protocol):
 
     def unread(self, shell: Shell, limit: int) -> None: ...
 
+    def empty_records(self, shell: Shell, limit: int) -> None: ...
+
     def unsettled(self, received: int) -> None: ...
 
     def ending(self, shell: Shell) -> None: ...
@@ -87,6 +90,7 @@ class Shell(asyncio.BufferedProtocol):
     __slots__ = (
         "_closing",
         "_cut",
+        "_empty_records",
         "_full_reads",
         "_got_data",
         "_hold",
@@ -118,6 +122,7 @@ class Shell(asyncio.BufferedProtocol):
         self._got_data = False
         self._linger: asyncio.TimerHandle | None = None
         self._full_reads = 0  # one after another
+        self._empty_records = 0
         self.session: Session | None = None
         self._hold = 0.0
         self.peer_name = "?"
@@ -315,7 +320,13 @@ class Shell(asyncio.BufferedProtocol):
                 size += got
                 alive = got > 0  # it isn't at close_notify
             except ssl.SSLWantReadError:
-                pass  # a record without data for us, such as a key update
+                # A record without data for us, such as a key update, for which keys are derived.
+                self._empty_records += 1
+                if self._empty_records > _EMPTY_RECORDS:
+                    self._host.empty_records(self, _EMPTY_RECORDS)
+                    self._closing = True
+                    self.abort()
+                    return
             except ssl.SSLError as error:
                 alive = False  # this is no TLS; an alert goes out
                 if not self._got_data:

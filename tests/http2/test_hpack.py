@@ -387,3 +387,29 @@ def test_5_2_a_long_string_is_decoded() -> None:
     coded = CODER.encode(text)
     block = b"\x00\x01x\xff" + _tail(len(coded) - 127) + coded
     assert Decoder(65_536).decode(block) == [(b"x", text)]
+
+
+# -- 10.5.1 what a block costs is bounded by its bytes
+
+
+def test_names_behind_passing_literals_are_not_compared_one_by_one() -> None:
+    """37 KB of literals and indexed fields took seconds when each indexed field was compared with each literal."""
+
+    class Counting(frozenset[bytes]):
+        looked = 0
+
+        def __contains__(self, item: object) -> bool:
+            Counting.looked += 1
+            return super().__contains__(item)
+
+    block = b"\x00\x01a\x00" * 1980 + b"\x82" * 20_000
+    with pytest.raises(HeaderListTooLarge):
+        Decoder(65_536).split(block, Counting((b"te",)))
+    assert Counting.looked <= 1980
+
+
+@pytest.mark.parametrize("prefix", [b"\x20", b"\x3f\xe1\x1f"])
+def test_4_2_at_most_two_size_updates(prefix: bytes) -> None:
+    Decoder(65_536).decode(prefix * 2 + b"\x82")
+    with pytest.raises(HpackFault, match="two table size updates"):
+        Decoder(65_536).decode(prefix * 3 + b"\x82")

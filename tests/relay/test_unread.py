@@ -86,7 +86,8 @@ def tick(world: World, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("takes", [0, 1000, 8000])
-async def test_who_leaves_much_unread_is_given_up(takes: int) -> None:
+async def test_who_leaves_much_unread_is_given_up(takes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.relay.relay._UNREAD_BYTES", 262_144)
     backend = Backend()
     before = COUNTERS.abuse["unread_answers"]
     async with joined(backend) as world:
@@ -113,3 +114,18 @@ async def test_who_leaves_much_unread_is_given_up(takes: int) -> None:
             assert goaway[-1].code == ErrorCode.ENHANCE_YOUR_CALM
             assert COUNTERS.abuse["unread_answers"] == before + 1
             assert client.conn.queued == 0
+
+
+async def test_who_does_not_end_a_frame_is_given_up() -> None:
+    before = COUNTERS.abuse["trickle"]
+    async with joined(Backend()) as world:
+        client, busy = world.client(), world.client()
+        client.feed(client.head(1)[:20])
+        pieces = wire.data(1, b"x") * 13
+        busy.feed(busy.head(1), pieces[:5])
+        for second in range(12):
+            tick(world, 1)
+            busy.feed(pieces[5 + 10 * second : 15 + 10 * second])
+        assert busy.inbox.of(GOAWAY) == []
+        assert client.inbox.of(GOAWAY)[-1].code == ErrorCode.ENHANCE_YOUR_CALM
+        assert COUNTERS.abuse["trickle"] == before + 1
