@@ -31,7 +31,7 @@ from proxy.inference import status
 from proxy.inference.calls import OTHER_METHOD
 from proxy.inference.status import Code
 from proxy.relay.facts import Facts, timeout_of
-from proxy.relay.kept import ANSWERED, HAS_TRAILERS, NOTHING, SMALL, Held, Replayable
+from proxy.relay.kept import ANSWERED, HAS_TRAILERS, NOTHING, SMALL, TOO_LONG, Held, Replayable
 from proxy.relay.relay import Relay, Wire, log
 from proxy.telemetry.log import throttled
 from proxy.upstream.link import UpstreamConnection
@@ -88,6 +88,8 @@ class Call(Replayable):
         partner.partner = self
         self.partner = partner
         self.conn.carried += 1
+        if held.request is not None:
+            self.forget_long_fields(held.request)
         while chunks:
             chunk = chunks.popleft()
             self.keep(chunk)
@@ -95,6 +97,12 @@ class Call(Replayable):
         if held.trailers is not None:
             self.forget_request(HAS_TRAILERS)
             conn.send_trailers(partner, held.trailers, held.passing)
+
+    def forget_long_fields(self, passing: Passing) -> None:
+        """They have gone upstream; a call that may last for hours doesn't keep much for a second try."""
+        if len(passing.encoded) > SMALL:
+            self.passing = None
+            self.forget_request(TOO_LONG)
 
     def too_large(self, block: HeaderBlock, passing: Passing | None, conn: UpstreamConnection) -> bool:
         """Answer the call if a header section of its request is larger than the upstream says that it takes.
@@ -122,7 +130,7 @@ class Call(Replayable):
         self.unlink()
         relay = self.conn.relay
         self.held = held
-        self.conn.hold(held.size)
+        self.conn.hold(held.weight)
         conn = relay.pool.pick_other(refused_by)
         if conn is not None:
             self.connected(conn)
@@ -134,7 +142,7 @@ class Call(Replayable):
         held = self.held
         if held is not None:
             self.held = None
-            self.conn.hold(-held.size)
+            self.conn.hold(-held.weight)
         return held
 
     def not_connected(self, why: str) -> None:
@@ -286,7 +294,8 @@ class Downstream(ServerConnection):
         if self.resetting:
             # A client that has just reset streams may do so again with its next frame. What it opens and resets in one
             # read must not reach the upstream, which would end the connection that others share (CVE-2023-44487).
-            call.held = Held(call.passing, end)
+            held = call.held = Held(call.passing, end)
+            self.hold(held.weight)
             relay.deferred.append(call)
             return
         conn = relay.pool.pick(self)
@@ -299,11 +308,14 @@ class Downstream(ServerConnection):
             partner.partner = call
             call.partner = partner
             self.carried += 1
+            if passing is not None:
+                call.forget_long_fields(passing)
             if self.wide_calls:
                 self.wide_calls -= 1
                 conn.widen(partner)
         else:
-            call.held = Held(call.passing, end)
+            held = call.held = Held(call.passing, end)
+            self.hold(held.weight)
             self.queue_up(call)
 
     def _refuse(self, call: Call, facts: Facts) -> None:
@@ -327,8 +339,20 @@ class Downstream(ServerConnection):
         pool = self.relay.pool
         if pool.wait(call, refused_by):
             self.relay.look_for_room()
+            self._bound_held(call)
         else:
             call.crowded_out()
+
+    def _bound_held(self, call: Call) -> None:
+        relay = self.relay
+        if relay.held_bytes > relay.limits.pending_bytes:
+            call.answer(
+                Code.RESOURCE_EXHAUSTED,
+                f"calls that wait for upstream {relay.pool.address} hold {relay.limits.pending_bytes} bytes "
+                "already (limits.pending_bytes)",
+            )
+        else:
+            self.on_stuck(call)
 
     def on_request_too_large(self, call: Call, limit: int) -> None:  # type: ignore[override]
         call.answer(
@@ -407,15 +431,7 @@ class Downstream(ServerConnection):
         elif held is not None:
             held.add(chunk, end)
             self.hold(len(chunk))
-            relay = self.relay
-            if relay.held_bytes > relay.limits.pending_bytes:
-                call.answer(
-                    Code.RESOURCE_EXHAUSTED,
-                    f"calls that wait for upstream {relay.pool.address} hold {relay.limits.pending_bytes} bytes "
-                    "already (limits.pending_bytes)",
-                )
-            else:
-                self.on_stuck(call)
+            self._bound_held(call)
 
     def on_trailers(self, call: Call, trailers: Trailers) -> None:  # type: ignore[override]
         partner = call.partner

@@ -41,6 +41,11 @@ class Held(Backlog):
         self.request = request
         self.end = end
 
+    @property
+    def weight(self) -> int:
+        """Bytes that it holds, of fields and data."""
+        return self.size + (len(self.request.encoded) if self.request is not None else 0)
+
 
 class Replayable(Stream):
     """A client's stream. `kept` is what has come of its request, one small piece or all of them; or, as a text, why
