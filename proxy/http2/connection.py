@@ -220,7 +220,7 @@ class Connection(Control):
 
     def unfinished(self) -> object | None:
         """What changes with every frame, while there is one of which only a part has come and kept; else None."""
-        if self._block is None and not self._partial:
+        if not self.opened or (self._block is None and not self._partial):
             return None
         return self.recv_window, self._requests, self.data_sent, self.credit_received
 

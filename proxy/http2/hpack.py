@@ -103,6 +103,9 @@ _INDEXED_RUN = re.compile(rb"[\x81-\xfe]{1,16}").match
 _RUNS = 32
 _FIRST_DYNAMIC = 0x80 + _STATIC_COUNT + 1
 
+# Section 4.2 says that two do, but some send one for each SETTINGS.
+_MAX_UPDATES = 16
+
 _MEMO_ENTRIES = 512
 _MEMO_VALUE_BYTES = 512
 _huffman_memo: dict[bytes, bytes] = {}
@@ -251,8 +254,8 @@ class Decoder:
                 if fields or total:
                     raise HpackFault("a table size update behind a field (RFC 7541 section 4.2)")
                 updates += 1
-                if updates > 2:
-                    raise HpackFault("more than two table size updates (RFC 7541 section 4.2)")
+                if updates > _MAX_UPDATES:
+                    raise HpackFault(f"more than {_MAX_UPDATES} table size updates (RFC 7541 section 4.2)")
                 size, pos = _integer(block, pos, 0x1F)
                 self._resize(size)
                 continue
