@@ -120,10 +120,12 @@ class H2Client:
         return stream
 
     def send_all(self, stream: int, body: bytes, *, end: bool = True) -> None:
-        """Send as much as the peer's windows allow, reading in between, until all is gone."""
-        view = memoryview(body)
+        """Send as much as the peer's windows allow, reading in between, until all is gone or the reply is over."""
+        view, reply = memoryview(body), self.replies[stream]
         while view:
-            self.pump(lambda: self.sendable(stream) > 0, "the peer's window to open")
+            self.pump(lambda: reply.over or self.sendable(stream) > 0, "the peer's window to open")
+            if reply.over:
+                return
             piece = view[: self.sendable(stream)]
             view = view[len(piece) :]
             self.h2.send_data(stream, piece.tobytes(), end_stream=end and not view)
