@@ -386,6 +386,8 @@ class Connection(Control):
                 result = intern(decoder.decode(block))
             else:
                 fields, others = decoder.split(block, KEPT_NAMES)
+                if len(fields) + len(others) > guards.MANY:
+                    self._spend(guards.MANY_FIELDS)
                 if others and check_passing(others):
                     passing = Passing(others)
                     result = intern(fields)

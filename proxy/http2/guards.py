@@ -17,6 +17,7 @@ STRAY_FRAME: Final = "stray_frame"
 RESET: Final = "rapid_reset"
 PROVOKED_RESET: Final = "provoked_reset"
 LARGE_HEADERS: Final = "large_headers"
+MANY_FIELDS: Final = "many_fields"
 CONTINUATION: Final = "continuation"
 UNREAD: Final = "unread_replies"
 UNREAD_ANSWERS: Final = "unread_answers"
@@ -40,7 +41,12 @@ BUDGETS: Final = {
     PROVOKED_RESET: 100,
     # Header lists over the limit: a small block can cost milliseconds to decode.
     LARGE_HEADERS: 10,
+    # Fields that are new with each call are checked and encoded one by one: 200 of them cost half a millisecond.
+    MANY_FIELDS: 200,
 }
+
+# A block with more fields than this, that isn't one of the remembered ones, costs from MANY_FIELDS.
+MANY = 64
 
 # Ended at once, not counted in an interval.
 KINDS: Final = (*BUDGETS, CONTINUATION, UNREAD, UNREAD_ANSWERS, TRICKLE)

@@ -15,6 +15,7 @@ from tests.http2.wire import (
     HEADER_TABLE_SIZE,
     HEADERS,
     PRIORITY,
+    REQUEST,
     RESPONSE,
     Peer,
     block,
@@ -58,6 +59,14 @@ def late_updates(peer: Peer) -> Iterator[bytes]:
         yield window_update(stream, 0)
 
 
+def many_fields(peer: Peer) -> Iterator[bytes]:
+    """Blocks with many fields, and never the same one."""
+    for stream in count(3, 2):
+        fields = b"".join(b"\x00\x03x-%c\x05%05d" % (97 + number % 26, stream) for number in range(100))
+        yield frame(HEADERS, END_HEADERS | END_STREAM, stream, peer.block(REQUEST) + fields)
+        peer.conn.streams.clear()  # answered
+
+
 def late_resets(peer: Peer) -> Iterator[bytes]:
     peer.send(peer.request(3, end=True), rst_stream(3))
     peer.conn.refill()
@@ -93,6 +102,7 @@ FLOODS: dict[str, tuple[str, Callable[[Peer], Iterator[bytes]]]] = {
     "late WINDOW_UPDATE": (guards.PROVOKED_RESET, late_updates),
     "refused requests": (guards.PROVOKED_RESET, refused),
     "large header lists": (guards.LARGE_HEADERS, large),
+    "many fields": (guards.MANY_FIELDS, many_fields),
     "PING ACK": (guards.STRAY_FRAME, lambda peer: repeat(ping(ack=True))),
     "SETTINGS ACK": (guards.STRAY_FRAME, lambda peer: repeat(frame(4, 1))),
     "GOAWAY": (guards.STRAY_FRAME, lambda peer: repeat(goaway(0))),
