@@ -24,8 +24,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.ports import free_port
+
 from .machine import find_program, program_version
-from .processes import Server, free_port, running
+from .processes import Server, running
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GATE = "gate"

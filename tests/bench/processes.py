@@ -23,13 +23,6 @@ class ServerError(Exception):
     """A server didn't start; the message names it and ends with the last lines of its log."""
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Server:
     """A running server and its children (nginx answers in one), measured together."""

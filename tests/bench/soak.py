@@ -32,10 +32,12 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.ports import free_port
+
 from . import machine, peers, soak_chart, soak_record
 from .attack_kinds import ATTACKS
 from .connection import CIPHER
-from .processes import Server, ServerError, free_port, running
+from .processes import Server, ServerError, running
 from .soak_clients import KINDS
 from .soak_record import Attacked, Loss, Record, Sample
 

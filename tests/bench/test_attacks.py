@@ -11,7 +11,7 @@ from tests.bench import attack_run, attack_shake, attacks, peers
 from tests.bench.attack_kinds import ATTACKS
 from tests.bench.attack_run import Own, Result
 from tests.bench.attack_wire import REQUEST, Attack, Link, Windows, literal, loopback
-from tests.bench.processes import free_port
+from tests.support.ports import free_port
 
 
 @pytest.mark.parametrize(

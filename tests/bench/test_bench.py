@@ -24,8 +24,9 @@ from tests import peers as tools
 from tests.bench import __main__ as program
 from tests.bench import chart, load, measure, report, wire
 from tests.bench import peers as bench_peers
-from tests.bench.processes import Server, ServerError, cpu_seconds, free_port, running
+from tests.bench.processes import Server, ServerError, cpu_seconds, running
 from tests.bench.rows import CPU, IDLE, MEMORY, P99, RATE, ROWS, START, Target
+from tests.support.ports import free_port
 
 SHAPE = load.Shape(205, 2, 2)
 REPORT = """\

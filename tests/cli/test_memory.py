@@ -19,7 +19,8 @@ from proxy import memory
 from tests.peers import ROOT
 from tests.support.certs import Authority, KeyPair
 from tests.support.gate import READY, gate_config
-from tests.support.processes import LIVENESS, Process, free_port
+from tests.support.ports import free_port
+from tests.support.processes import LIVENESS, Process
 
 _numbers = itertools.count()
 

@@ -14,9 +14,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tests.conftest import SAMPLES
 from tests.support.certs import Authority
 from tests.support.gate import Gate
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 
-# As in the documentation. Only paths and the port are put in: another server may hold 8001 where the tests run.
+# As in the documentation. Only paths and a free port are put in: another server may hold 8001 where the tests run.
 CONFIG = """\
 model_repository_path: /models
 grpc_port: 8001
@@ -34,7 +34,7 @@ def start(
     pair = authority.server(folder.name, hosts, expired=expired)
     put_in = {
         "/models": str(SAMPLES),
-        "8001": str(free_port()),
+        "8001": "0",
         "/etc/ssl/certs/triton.pem": str(pair.cert_file),
         "/etc/ssl/private/triton.key": str(pair.key_file),
         "/etc/ssl/certs/ca.pem": str(authority.ca_file),

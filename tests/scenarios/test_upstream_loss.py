@@ -19,7 +19,8 @@ from tests.support.echo import echo_stub, start_echo
 from tests.support.gate import Gate, GateMaker
 from tests.support.h2_upstream import Call, Script
 from tests.support.infer import add_sub_arrays, add_sub_request, check_add_sub_response
-from tests.support.processes import Process, free_port, wait_for
+from tests.support.ports import free_port
+from tests.support.processes import Process, wait_for
 from tests.support.rawh2 import Connect, grpc_headers, grpc_message
 
 

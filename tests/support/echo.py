@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.peers import ROOT
-from tests.support.processes import Process, free_port
+from tests.support.ports import free_port
+from tests.support.processes import Process
 
 SERVICE = "test.Echo"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.processes import Process, free_port, port_answers, wait_for
+from tests.support.ports import free_port
+from tests.support.processes import Process, port_answers, wait_for
 
 
 @dataclass(frozen=True)

@@ -141,13 +141,6 @@ def wait_for(probe: Callable[[], T | None], what: str, timeout: float = LIVENESS
     return value
 
 
-def free_port() -> int:
-    """A TCP port on which nothing listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def port_answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)

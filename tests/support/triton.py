@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.peers import TritonFiles
-from tests.support.processes import Process, free_port, port_answers, wait_for
+from tests.support.ports import free_port
+from tests.support.processes import Process, port_answers, wait_for
 
 REPOSITORY = Path(__file__).parent / "triton_repository"
 SHARED_MEMORY = Path("/dev/shm")
