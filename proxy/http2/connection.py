@@ -375,14 +375,14 @@ class Connection(Control):
         """Decode a block -> (its HeaderBlock, or None when the list is over the limit, what only passes through).
 
         The first time that a block is seen, what passes through is kept apart. With the second the block is taken for
-        one that comes again and again: it is remembered as a whole.
+        one that comes again and again: it is remembered as a whole, unless it is long.
         """
         decoder = self._decoder
         generation = decoder.generation
         result: HeaderBlock | None = None
         passing: Passing | None = None
         try:
-            if self._seen_before(block):
+            if len(block) <= _DECODED_BYTES and self._seen_before(block):
                 result = intern(decoder.decode(block))
             else:
                 fields, others = decoder.split(block, KEPT_NAMES)

@@ -141,8 +141,11 @@ class ClientConnection(Connection):
         self.max_streams = 0
 
     def room(self) -> int:
-        """How many streams may be opened now; the peer's limit holds from its SETTINGS on."""
-        if self.closed or self.goaway_received or self.last_local_id >= _LAST_OPENED:
+        """How many streams may be opened now; the peer's limit holds from its SETTINGS on.
+
+        None while the transport is full: no window holds back HEADERS, which would gather in its buffer.
+        """
+        if self.closed or self.goaway_received or self.paused or self.last_local_id >= _LAST_OPENED:
             return 0
         limit = self.peer.max_streams
         return (limit if limit < self.max_streams else self.max_streams) - len(self.streams)

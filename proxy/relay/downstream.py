@@ -88,8 +88,8 @@ class Call(Replayable):
         partner.partner = self
         self.partner = partner
         self.conn.carried += 1
-        if held.request is not None:
-            self.forget_long_fields(held.request)
+        if list_size(self.facts.forward, held.request) > SMALL:
+            self.forget_long_fields()
         while chunks:
             chunk = chunks.popleft()
             self.keep(chunk)
@@ -98,11 +98,13 @@ class Call(Replayable):
             self.forget_request(HAS_TRAILERS)
             conn.send_trailers(partner, held.trailers, held.passing)
 
-    def forget_long_fields(self, passing: Passing) -> None:
+    def forget_long_fields(self) -> None:
         """They have gone upstream; a call that may last for hours doesn't keep much for a second try."""
-        if len(passing.encoded) > SMALL:
-            self.passing = None
-            self.forget_request(TOO_LONG)
+        assert self.facts is not None
+        self.passing = None
+        if self.facts.forward.size > SMALL:  # and so shared with no other call, see http2.headers.interner
+            self.facts.forget_fields()
+        self.forget_request(TOO_LONG)
 
     def too_large(self, block: HeaderBlock, passing: Passing | None, conn: UpstreamConnection) -> bool:
         """Answer the call if a header section of its request is larger than the upstream says that it takes.
@@ -308,8 +310,8 @@ class Downstream(ServerConnection):
             partner.partner = call
             call.partner = partner
             self.carried += 1
-            if passing is not None:
-                call.forget_long_fields(passing)
+            if size > SMALL:
+                call.forget_long_fields()
             if self.wide_calls:
                 self.wide_calls -= 1
                 conn.widen(partner)
@@ -401,7 +403,7 @@ class Downstream(ServerConnection):
         A client that takes what it asks for gets wide windows after a few round trips on the gate's side. One that
         doesn't read leaves little in the gate, however many calls it makes.
         """
-        taken: int = self.data_bytes_sent - self.wire.unsent
+        taken: int = self.data_bytes_sent - self.wire.untaken
         allowed = min(_MORE_THAN_TAKEN * taken, self.relay.limits.waiting_bytes_per_connection)
         left = min(most, max(allowed - self.granted - self.queued, 0))
         if left:

@@ -13,6 +13,8 @@ from proxy.telemetry.metrics import Route
 _HTTP_SCHEME = (b":scheme", b"http")
 _NOT_GRPC = b'{"error": "this port serves gRPC: POST with content-type application/grpc"}\n'
 _MAX_TIMEOUT = 10 * 365 * 86_400.0
+_LOGGED_PATH = 257  # one more than is logged, or known as a method
+_NO_FIELDS = HeaderBlock((), checked=True)
 
 
 class Facts:
@@ -43,6 +45,11 @@ class Facts:
             checked=True,
         )
         self._judge(head)
+
+    def forget_fields(self) -> None:
+        """The request is on its way, once and for all; what is still asked for stays."""
+        self.path = self.path[:_LOGGED_PATH]
+        self.forward = _NO_FIELDS
 
     def _judge(self, head: RequestHead) -> None:
         if head.method != b"POST" or not calls.is_grpc(head.get(b"content-type", b"") or b""):

@@ -42,8 +42,8 @@ class Wire(Protocol):
     """Where a connection's output goes."""
 
     @property
-    def unsent(self) -> int:
-        """Bytes that the peer's socket has not taken yet."""
+    def untaken(self) -> int:
+        """Bytes that the peer has not acknowledged yet, in our buffer and in the kernel's."""
         ...
 
     def write(self, out: list[Buffer], size: int) -> None: ...
@@ -195,7 +195,7 @@ class Relay:
         self.begin()
         before, self._reluctant = self._reluctant, {}
         for client in [client for client in self.clients if client.queued > _UNREAD_BYTES]:
-            sent = client.data_bytes_sent - client.wire.unsent
+            sent = client.data_bytes_sent - client.wire.untaken
             mark, since = before.get(client, (sent, self.now))
             if sent - mark >= _TAKEN_PER_SECOND * self._unread_timeout:
                 mark, since = sent, self.now

@@ -72,6 +72,12 @@ class Upstream(UpstreamConnection):
             if not self.streams:
                 self.link.close("it was sent many resets", orderly=True)
 
+    def resume(self) -> None:
+        """Also: there is room again, see `ClientConnection.room`."""
+        super().resume()
+        if self.pool.waiting:
+            self.relay.room_appeared = True
+
     def growth(self, stream: Stream) -> int:
         """A stream begins with a small window. It grows as far as its client has shown that it takes what comes."""
         call = stream.partner

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from proxy import transports
 from proxy.http2 import Buffer
 from proxy.telemetry.metrics import Counters
 from proxy.tls import reasons
@@ -160,26 +161,14 @@ class Shell(asyncio.BufferedProtocol):
             host.begin()
             self._decrypt(self.session, _read_buffer[:nbytes])
             host.flush_soon()
-            if nbytes == _READ_BYTES:
-                self._full_read()
-            else:
+            self._full_reads = self._full_reads + 1 if nbytes == _READ_BYTES else 0
+            if self._full_reads == _FULL_READS and self._transport is not None and not self._closing:
                 self._full_reads = 0
+                transports.let_others_read(self._transport)
         elif self._hold:
             self._held_back(bytes(_read_buffer[:nbytes]))
         else:
             self._begin(bytes(_read_buffer[:nbytes]))
-
-    def _full_read(self) -> None:
-        """The event loop reads on while a socket has more, 32 times. The others get their turn before that."""
-        self._full_reads += 1
-        if self._full_reads == _FULL_READS and self._transport is not None and not self._closing:
-            self._full_reads = 0
-            self._transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._read_on)
-
-    def _read_on(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
 
     def eof_received(self) -> None:
         """Closing a TCP connection without close_notify may cut a message short, but HTTP/2 frames say so."""
@@ -394,6 +383,11 @@ class Shell(asyncio.BufferedProtocol):
     def unsent(self) -> int:
         """Bytes that the client's socket has not taken yet."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    @property
+    def untaken(self) -> int:
+        """Bytes that the client has not acknowledged."""
+        return transports.untaken(self._transport) if self._transport is not None else 0
 
     def _send_outgoing(self) -> None:
         data = self._outgoing.read()

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
+from proxy import transports
 from proxy.http2 import Buffer, ClientConnection, ErrorCode
 from proxy.telemetry.metrics import Counters
 
@@ -88,22 +89,10 @@ class Link(asyncio.BufferedProtocol):
             # A view holds until this flush, which must come whatever happens: output that is left would be read from
             # the buffer when that has other data.
             self._after_read()
-        if nbytes == _READ_BYTES:
-            self._full_read()
-        else:
-            self._full_reads = 0
-
-    def _full_read(self) -> None:
-        """The event loop reads on while a socket has more, 32 times. The others get their turn before that."""
-        self._full_reads += 1
+        self._full_reads = self._full_reads + 1 if nbytes == _READ_BYTES else 0
         if self._full_reads == _FULL_READS and self.transport is not None and not self.transport.is_closing():
             self._full_reads = 0
-            self.transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._read_on)
-
-    def _read_on(self) -> None:
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.resume_reading()
+            transports.let_others_read(self.transport)
 
     def eof_received(self) -> None:
         self.why = self.why or "it closed the connection"

@@ -40,7 +40,7 @@ class Transport:
         self.why = ""
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    unsent = 0
+    unsent = untaken = 0
 
     def write(self, out: list[Buffer], size: int) -> None:
         data = b"".join(out)

@@ -231,7 +231,7 @@ class Output:
         self._caller = caller
         self.closed = ""
 
-    unsent = 0
+    unsent = untaken = 0
 
     def write(self, out: list[Buffer], size: int) -> None:
         self._caller.inbox.take(b"".join(out))
