@@ -23,6 +23,6 @@ def untaken(transport: asyncio.Transport) -> int:
     waiting = transport.get_write_buffer_size()
     try:
         reply = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-    except (OSError, AttributeError):  # closed just now, or a transport without a socket
+    except (OSError, ValueError, AttributeError):  # closed just now, or a transport without a socket
         return waiting
     return waiting + int.from_bytes(reply, "little")

@@ -1,4 +1,4 @@
-"""What every frame but DATA and HEADERS does, what a client may do in an interval, and how errors are answered. No I/O.
+"""What every frame but DATA and HEADERS does, what a peer may do in an interval, and how errors are answered. No I/O.
 
 Rules:
 - A stream error resets the stream and tells the layer above; a connection error is raised (`ConnectionFault`).
@@ -20,6 +20,7 @@ class Control(Sender):
     """The middle of a connection, between `Sender` and `Connection`."""
 
     __slots__ = (
+        "_budgets",
         "_queued_replies",
         "_requests",
         "_spending_from",
@@ -32,6 +33,7 @@ class Control(Sender):
 
     def __init__(self, wake: list[Sender], stream_window: int) -> None:
         super().__init__(wake, stream_window)
+        self._budgets = guards.BUDGETS if self.server else guards.OF_SERVERS
         self.settings_acked = False  # the peer has acknowledged ours; whoever has a clock waits for it so long
         self.goaway_received = False
         self.resetting = False  # the peer has reset streams in this interval, or made us do so
@@ -51,8 +53,9 @@ class Control(Sender):
         self.resetting = False
 
     def _spend(self, kind: str, cost: int = 1) -> None:
-        """Take from a client's budget, or end the connection."""
-        if not self.server:
+        """Take from the peer's budget, or end the connection."""
+        budget = self._budgets.get(kind)
+        if budget is None:
             return
         spent = self._spent
         if not spent:
@@ -61,7 +64,6 @@ class Control(Sender):
         if kind == guards.RESET or kind == guards.PROVOKED_RESET:
             self.resetting = True
         total = spent[kind] = spent.get(kind, 0) + cost
-        budget = guards.BUDGETS[kind]
         if total > budget:
             requests, data_sent = self._spending_from
             if kind == guards.RESET:

@@ -1,4 +1,4 @@
-"""What a client may do in an interval before its connection is ended: the floods of RFC 9113 section 10.5.
+"""What a peer may do in an interval before its connection is ended: the floods of RFC 9113 section 10.5.
 
 Each kind of frame that costs the sender nothing and us something has a budget. Whoever owns the connections calls
 `refill` on those in `spenders` at regular intervals (the gate: every second), so that no clock is read here. A budget
@@ -43,6 +43,13 @@ BUDGETS: Final = {
     LARGE_HEADERS: 10,
     # Fields that are new with each call are checked and encoded one by one: 200 of them cost half a millisecond.
     MANY_FIELDS: 200,
+}
+
+# A server behind is trusted and carries the calls of many clients, so that its budgets are wide, and that what it does
+# to calls, resets and large headers, has none: but one gone mad must not take all of the gate's time.
+OF_SERVERS: Final = {
+    kind: 20 * BUDGETS[kind]
+    for kind in (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, EMPTY_DATA, UNKNOWN_FRAME, STRAY_FRAME)
 }
 
 # A block with more fields than this, that isn't one of the remembered ones, costs from MANY_FIELDS.

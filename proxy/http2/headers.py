@@ -20,6 +20,12 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
 _WHITE = b" \t"
 _ALLOWED_IN_VALUES = bytes([byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127)])
 _CONNECTION_SPECIFIC = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
+# RFC 3986: what a scheme, an authority without userinfo, and a path with its query are made of. Bytes beyond ASCII
+# ought to be percent-encoded in a path, but clients send them as they are typed. White space, or a fragment, in one
+# would mean something else to a server behind that reads lines.
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*").fullmatch
+_NOT_IN_PATH = re.compile(rb"[\x00-\x20\x7f#]").search
+_AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=:%\[\]]*").fullmatch
 _REQUEST_PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
 _STATUS = re.compile(rb"[0-9]{3}").fullmatch
 _INVALID_STATUS = 500
@@ -124,8 +130,12 @@ class RequestHead(_Message):
             return None
         if not self.scheme or not self.path:
             return "a request needs :method, :scheme and :path"
+        if not _SCHEME(self.scheme):
+            return ":scheme is not a scheme (RFC 3986 section 3.1)"
         if self.path[:1] != b"/" and not (self.path == b"*" and self.method == b"OPTIONS"):
             return ":path doesn't begin with /"
+        if _NOT_IN_PATH(self.path):
+            return ":path has white space or a fragment"
         return self._check_authority()
 
     def _check_authority(self) -> str | None:
@@ -138,6 +148,8 @@ class RequestHead(_Message):
             return "neither :authority nor host"
         if b"@" in self.authority:
             return ":authority has a userinfo part"
+        if not _AUTHORITY(self.authority) or (hosts and not _AUTHORITY(hosts[0])):
+            return ":authority or host has a character that no host and port has (RFC 3986 section 3.2)"
         return None
 
 
@@ -251,7 +263,7 @@ def check_passing(fields: Sequence[Field]) -> bool:
 Block = TypeVar("Block", bound=HeaderBlock)
 
 _INTERNED = 512
-_INTERNED_BYTES = 2048
+INTERNED_BYTES = 2048
 
 
 def _trim(field: Field) -> Field:
@@ -285,7 +297,7 @@ def interner(kind: type[Block], trim: bool = False) -> Callable[[Sequence[Field]
             return block
         block = kind(_trimmed(key) if trim else key)
         block.size = _size(block.fields)
-        if block.size <= _INTERNED_BYTES and shared:
+        if block.size <= INTERNED_BYTES and shared:
             if len(known) >= _INTERNED:
                 known.clear()
             known[key] = block

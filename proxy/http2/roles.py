@@ -23,6 +23,7 @@ from proxy.http2.sender import Sender
 from proxy.http2.stream import Stream
 
 _LAST_OPENED = frames.MAX_STREAM_ID - 2
+OUT_FULL = 1_048_576  # bytes of output that wait to be written
 
 
 class ServerConnection(Connection):
@@ -143,9 +144,11 @@ class ClientConnection(Connection):
     def room(self) -> int:
         """How many streams may be opened now; the peer's limit holds from its SETTINGS on.
 
-        None while the transport is full: no window holds back HEADERS, which would gather in its buffer.
+        None while the output is full: no window holds back HEADERS, and small blocks can decode to large ones.
         """
-        if self.closed or self.goaway_received or self.paused or self.last_local_id >= _LAST_OPENED:
+        if self.closed or self.goaway_received or self.paused or self.out_size > OUT_FULL:
+            return 0
+        if self.last_local_id >= _LAST_OPENED:
             return 0
         limit = self.peer.max_streams
         return (limit if limit < self.max_streams else self.max_streams) - len(self.streams)

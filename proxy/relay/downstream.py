@@ -24,7 +24,7 @@ from proxy.http2 import (
     Trailers,
     error_name,
 )
-from proxy.http2.headers import list_size
+from proxy.http2.headers import INTERNED_BYTES, list_size
 from proxy.http2.hpack import MAX_FIELDS
 from proxy.identity import Identity
 from proxy.inference import status
@@ -75,6 +75,13 @@ class Call(Replayable):
         data may be waiting for the model, or the model for it."""
         nothing_yet = not self.remote_closed and not self.responding and self.recv_window == self.window
         return "opened" if nothing_yet and not self.unacked else None
+
+    def wait(self, end: bool) -> None:
+        """Hold what has come and what will, until there is an upstream connection."""
+        assert self.facts is not None
+        size = self.facts.forward.size
+        held = self.held = Held(self.passing, end, size if size > INTERNED_BYTES else 0)
+        self.conn.hold(held.weight)
 
     def connected(self, conn: UpstreamConnection) -> None:
         """There is room on this connection: the request goes out with all that has come so far."""
@@ -296,8 +303,7 @@ class Downstream(ServerConnection):
         if self.resetting:
             # A client that has just reset streams may do so again with its next frame. What it opens and resets in one
             # read must not reach the upstream, which would end the connection that others share (CVE-2023-44487).
-            held = call.held = Held(call.passing, end)
-            self.hold(held.weight)
+            call.wait(end)
             relay.deferred.append(call)
             return
         conn = relay.pool.pick(self)
@@ -316,8 +322,7 @@ class Downstream(ServerConnection):
                 self.wide_calls -= 1
                 conn.widen(partner)
         else:
-            held = call.held = Held(call.passing, end)
-            self.hold(held.weight)
+            call.wait(end)
             self.queue_up(call)
 
     def _refuse(self, call: Call, facts: Facts) -> None:
@@ -403,7 +408,7 @@ class Downstream(ServerConnection):
         A client that takes what it asks for gets wide windows after a few round trips on the gate's side. One that
         doesn't read leaves little in the gate, however many calls it makes.
         """
-        taken: int = self.data_bytes_sent - self.wire.untaken
+        taken: int = self.data_bytes_sent - self.wire.untaken - self.out_size
         allowed = min(_MORE_THAN_TAKEN * taken, self.relay.limits.waiting_bytes_per_connection)
         left = min(most, max(allowed - self.granted - self.queued, 0))
         if left:

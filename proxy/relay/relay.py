@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.config.model import Limits, Timeouts
 from proxy.http2 import Abuse, Buffer, Connection, ConnectionFault, Control, ErrorCode, Sender, guards
+from proxy.http2.roles import OUT_FULL
 from proxy.inference.status import Code
 from proxy.relay.deadlines import SLOT_SECONDS, Deadlines
 from proxy.relay.room import LOOK_SECONDS, Room
@@ -157,6 +158,8 @@ class Relay:
                 wire.close("a connection error")
             elif conn.blocked and not conn.paused:
                 conn.resume()
+            if size > OUT_FULL:
+                self.room_appeared = True
         except Exception:
             # One connection's fault must not keep the output of the others back.
             log.exception("internal error while writing; the connection is closed")

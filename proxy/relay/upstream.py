@@ -55,6 +55,7 @@ class Upstream(UpstreamConnection):
             _HEADER_LIST,
             FIRST_WINDOW,
         )
+        self.spenders = relay.spenders
 
     def _name(self) -> str:
         return f"upstream {self.pool.address}"

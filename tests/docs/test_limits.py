@@ -9,6 +9,7 @@ import pytest
 from proxy import listener
 from proxy.config.model import Limits, Timeouts, leaves
 from proxy.http2 import guards
+from proxy.relay import kept
 from proxy.telemetry.metrics import CONNECTION_LIMITS, Counters
 from proxy.tls import pacing, reasons
 from tests.docs.markdown import names, table
@@ -68,6 +69,12 @@ def test_every_kind_of_abuse_has_its_budget() -> None:
         assert int(re.match(r"[\d,]+", budgets[kind])[0].replace(",", "")) == budget  # type: ignore[index]
 
 
+def test_the_upstream_has_twenty_times_as_much() -> None:
+    assert {kind: 20 * guards.BUDGETS[kind] for kind in guards.OF_SERVERS} == guards.OF_SERVERS
+    (paragraph,) = [part for part in TEXT.split("\n\n") if part.startswith("The upstream has twenty times")]
+    assert sorted(re.findall(r"`(\w+)`", paragraph)) == sorted(guards.OF_SERVERS)
+
+
 def test_what_one_connection_holds_adds_up() -> None:
     *parts, (last, total, _) = table(DOCUMENT, "part", "at most", "made of")
     assert last == "sum"
@@ -75,7 +82,7 @@ def test_what_one_connection_holds_adds_up() -> None:
     limits = Limits()
     megabytes = {name: float(size.removesuffix(" MiB")) for name, size, _ in parts}
     streams, waiting = limits.streams_per_connection, limits.waiting_bytes_per_connection
-    assert megabytes["header fields of calls"] * 2**20 == streams * limits.header_list_bytes
+    assert megabytes["header fields of calls"] * 2**20 == streams * kept.SMALL
     assert megabytes["requests that the upstream doesn't take"] * 2**20 >= waiting + 131_072
     assert megabytes["answers that the client doesn't take"] * 2**20 >= waiting + streams * 4096
 

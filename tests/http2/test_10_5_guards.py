@@ -222,16 +222,41 @@ def test_10_5_a_spender_is_named_once_an_interval() -> None:
     assert spenders == [peer.conn]
 
 
-@pytest.mark.parametrize(
-    "flood",
-    [ping(), settings(), frame(PRIORITY, 0, 1, bytes(5)), window_update(0, 1), data(1, b""), frame(0x42)],
-    ids=["PING", "SETTINGS", "PRIORITY", "WINDOW_UPDATE", "DATA", "unknown"],
-)
-def test_10_5_an_upstream_has_no_budget(flood: bytes) -> None:
+UPSTREAM_FLOODS = {
+    ping(): guards.PING,
+    settings(): guards.SETTINGS,
+    frame(PRIORITY, 0, 1, bytes(5)): guards.PRIORITY,
+    window_update(0, 1): guards.WINDOW_UPDATE,
+    data(1, b""): guards.EMPTY_DATA,
+    frame(0x42): guards.UNKNOWN_FRAME,
+    ping(ack=True): guards.STRAY_FRAME,
+}
+
+
+@pytest.mark.parametrize("flood", UPSTREAM_FLOODS, ids=UPSTREAM_FLOODS.values())
+def test_10_5_a_server_has_twenty_times_as_much(flood: bytes) -> None:
     """It is trusted, and shared: a connection that is ended takes the calls of many clients with it."""
     peer = client()
     open_stream(peer)
-    peer.conn.receive(flood * 11_000)
+    most = 20 * guards.BUDGETS[UPSTREAM_FLOODS[flood]]
+    for _ in range(2):
+        peer.conn.refill()
+        peer.conn.receive(flood * (most - 2))
+        peer.sent()
+        peer.alive()
+    peer.conn.refill()
+    peer.conn.receive(flood * (most + 1))
+    assert peer.conn.closed
+    assert isinstance(peer.conn.fault, Abuse)
+    assert peer.conn.fault.kind == UPSTREAM_FLOODS[flood]
+
+
+def test_10_5_what_a_server_does_to_calls_has_no_budget() -> None:
+    """Its resets, and ours of what it breaks, end calls that were made; there are no more of them."""
+    peer = client()
+    for number in range(3000):
+        stream = peer.conn.open_stream(block(REQUEST), end=False).id
+        peer.conn.receive(rst_stream(stream) if number % 2 else data(stream, b"before the head"))
     peer.sent()
     peer.alive()
 

@@ -174,6 +174,7 @@ ALL_STREAMS: dict[str, tuple[Break, str, ErrorCode]] = {
     ),
     "6.7 PING": (lambda c, s: frame(6, 0, 0, b"short"), "PING", ErrorCode.FRAME_SIZE_ERROR),
     "6.9 WINDOW_UPDATE of zero": (lambda c, s: window_update(0, 0), "WINDOW_UPDATE", ErrorCode.PROTOCOL_ERROR),
+    "10.5 a flood of PING": (lambda c, s: wire.ping() * 5000, "too much of ping", ErrorCode.ENHANCE_YOUR_CALM),
     "6.9.1 a window too large": (
         lambda c, s: window_update(0, 2**31 - 1), "2^31-1", ErrorCode.FLOW_CONTROL_ERROR,
     ),
