@@ -6,18 +6,15 @@ it makes lies in one folder, keys included; nothing of it is meant for productio
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
 import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import textwrap
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,12 +27,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from proxy.config import pem
-from proxy.config.load import PREFIX, ConfigError, load
+from proxy.config.load import ConfigError, load
 from proxy.config.ports import port_faults
+from proxy.demo_gate import Gate, GateError, running_gate, tail
 from proxy.tls import pki
 
-_START_SECONDS = 60.0  # the backend loads its models first, on a slow machine too
-_STOP_SECONDS = 20.0
 _CALL_SECONDS = 30.0
 _COUNT_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -44,8 +40,6 @@ _SHOWN_DIGITS = 10
 _LEAST_ACCURACY = 0.95
 _STILL_VALID = timedelta(days=1)
 _ADMIN_PORT = 9090
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_READY = re.compile(r"ready: grpc on \S+:(\d+), admin on (\S+:\d+)")
 _CLIENTS = ("alice", "bob")
 
 _SNIPPET = """\
@@ -80,7 +74,7 @@ def run(folder: Path | None = None, port: int = 8001, once: bool = False) -> int
             return _run((folder or default_folder()).absolute(), port, once)
     except BrokenPipeError:
         raise  # `tensorgate demo | head`: nobody is there to be told
-    except (DemoError, pki.PkiError) as error:
+    except (DemoError, GateError, pki.PkiError) as error:
         print(f"tensorgate demo: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -111,7 +105,7 @@ def _run(folder: Path, port: int, once: bool) -> int:
         raise DemoError(f"{error}; another folder can be given: --dir DIR") from None
     print(f"PKI       {made}")
     config = _write_config(folder, files, port)
-    with _gate(folder, config) as gate:
+    with running_gate(folder, config) as gate:
         print(f"gate      localhost:{gate.port}, gRPC over TLS, client certificate required")
         print(f"log       {gate.log}")
         print(f"admin     http://{gate.admin}/metrics, /livez, /readyz")
@@ -224,94 +218,6 @@ def _faults(config: Path) -> list[str]:
         return error.faults
 
 
-@dataclass
-class Gate:
-    """The running gate: its process, its log file, and where it listens."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    port: int = 0
-    admin: str = ""
-
-    def log_text(self, start: int = 0) -> str:
-        return self.log.read_bytes()[start:].decode(errors="replace")
-
-    def log_size(self) -> int:
-        return self.log.stat().st_size
-
-    def handshakes(self) -> dict[str, float]:
-        """{result: count} of tensorgate_handshakes_total."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://{self.admin}/metrics", timeout=_CALL_SECONDS) as answer:
-            text = answer.read().decode()
-        found = re.findall(r'^tensorgate_handshakes_total\{result="(\w+)"\} (\S+)$', text, re.MULTILINE)
-        return {result: float(count) for result, count in found}
-
-
-@contextmanager
-def _gate(folder: Path, config: Path) -> Iterator[Gate]:
-    log = folder / "gate.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
-            [sys.executable, "-m", "proxy", "serve", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=_child_environment(),
-            start_new_session=True,  # Ctrl-C is for the demo, which then stops the gate in order
-            preexec_fn=_death_signal(),
-        )
-    gate = Gate(process, log)
-    try:
-        _await_ready(gate)
-        yield gate
-    finally:
-        _stop(process)
-
-
-def _child_environment() -> dict[str, str]:
-    """This process's without settings of a gate, and with this very package, whatever the current folder holds."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    package = str(Path(__file__).resolve().parent.parent)
-    path = [package, *filter(None, [kept.get("PYTHONPATH", "")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
-
-
-def _death_signal() -> Callable[[], None]:
-    """What a child calls before it runs, so that it gets SIGTERM when this process is killed outright."""
-    if sys.platform != "linux":
-        return lambda: None
-    # Looked up here: between fork and exec the loader's lock may be held for ever by a thread that was not forked.
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _await_ready(gate: Gate) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while (found := _READY.search(gate.log_text())) is None:
-        if gate.process.poll() is not None:
-            raise DemoError(f"the gate ended with exit code {gate.process.returncode}:\n{_tail(gate)}")
-        if time.monotonic() > deadline:
-            raise DemoError(f"the gate was not ready after {_START_SECONDS:.0f} s:\n{_tail(gate)}")
-        time.sleep(_POLL_SECONDS)
-    gate.port, gate.admin = int(found[1]), found[2]
-
-
-def _tail(gate: Gate) -> str:
-    lines = gate.log_text().splitlines()[-12:]
-    return textwrap.indent("\n".join(lines) or "(its log is empty)", "  ") + f"\n  (all of it: {gate.log})"
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
     """SIGTERM and SIGHUP end the demo as Ctrl-C does, so that no gate is left behind."""
@@ -333,7 +239,7 @@ def _wait(gate: Gate) -> int:
     except KeyboardInterrupt:
         print("\nStopping the gate.")
         return 0
-    raise DemoError(f"the gate ended by itself with exit code {code}:\n{_tail(gate)}")
+    raise GateError(f"the gate ended by itself with exit code {code}:\n{tail(gate)}")
 
 
 # the show

@@ -21,6 +21,7 @@ class Control(Sender):
 
     __slots__ = (
         "_budgets",
+        "_peer_last",
         "_queued_replies",
         "_requests",
         "_spending_from",
@@ -42,6 +43,7 @@ class Control(Sender):
         self._requests = 0  # streams that the peer has opened; identifiers may be skipped
         self._spending_from = (0, 0)  # these and DATA frames sent, when the interval's spending began
         self._queued_replies = 0
+        self._peer_last = frames.MAX_STREAM_ID  # the last stream that the peer's GOAWAYs leave standing
 
     def resume(self) -> None:
         self._queued_replies = 0

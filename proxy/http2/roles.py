@@ -19,7 +19,6 @@ from proxy.http2.headers import (
     intern_trailers,
 )
 from proxy.http2.hpack import MAX_FIELDS
-from proxy.http2.sender import Sender
 from proxy.http2.stream import Stream
 
 _LAST_OPENED = frames.MAX_STREAM_ID - 2
@@ -108,18 +107,7 @@ class ServerConnection(Connection):
 class ClientConnection(Connection):
     """The side that makes requests."""
 
-    __slots__ = ("_peer_last",)
-
-    def __init__(
-        self,
-        wake: list[Sender],
-        stream_window: int,
-        max_streams: int,
-        header_list: int,
-        first_window: int | None = None,
-    ) -> None:
-        self._peer_last = frames.MAX_STREAM_ID  # the last stream that the peer's GOAWAYs leave standing
-        super().__init__(wake, stream_window, max_streams, header_list, first_window)
+    __slots__ = ()
 
     intern_trailers = staticmethod(intern_response_trailers)
 

@@ -330,6 +330,22 @@ class World:
         assert not self.relay.deadlines
 
 
+async def asked(backend: Backend, world: World) -> tuple[Caller, Served]:
+    """A client with a call, on stream 1, that the backend has; and the connection that it came on."""
+    client = world.client()
+    client.call(1)
+    conn = await backend.connection()
+    await conn.call()
+    return client, conn
+
+
+async def leave_without_room(backend: Backend, world: World, conn: Served) -> None:
+    """The backend gives the one call back, and its next connections take none: the call waits."""
+    backend.settings = [(wire.MAX_CONCURRENT_STREAMS, 0)]
+    conn.send(wire.goaway(0))
+    await until(lambda: world.pool.waiting == 1, "the call to wait")
+
+
 @asynccontextmanager
 async def joined(
     backend: Backend,

@@ -6,7 +6,7 @@ import pytest
 
 from proxy.inference.status import Code
 from tests.http2 import wire
-from tests.relay.harness import Backend, joined
+from tests.relay.harness import Backend, Caller, Served, World, joined
 
 
 @pytest.mark.parametrize("trailers", [[(b"x-trailer", b"1")], [(b"grpc-timeout", b"X")]])
@@ -23,14 +23,20 @@ async def test_trailers_of_a_request_do_not_touch_its_deadline(trailers: wire.Fi
             assert "deadline of 0.3" in reply.words
 
 
+async def many_calls(backend: Backend, world: World) -> tuple[Caller, Served]:
+    """A client with a hundred calls, of which the backend takes eight."""
+    client = world.client()
+    for stream in range(1, 201, 2):
+        client.call(stream)
+    conn = await backend.connection()
+    await conn.call(15)
+    return client, conn
+
+
 async def test_a_client_that_leaves_has_none_of_its_waiting_calls_opened() -> None:
     backend = Backend((wire.MAX_CONCURRENT_STREAMS, 8))
     async with joined(backend, upstream_connections=1) as world:
-        client = world.client()
-        for stream in range(1, 201, 2):
-            client.call(stream)
-        conn = await backend.connection()
-        await conn.call(15)
+        client, conn = await many_calls(backend, world)
         before = len(conn.calls)
         world.relay.begin()
         client.conn.lost()
@@ -44,11 +50,7 @@ async def test_a_client_that_leaves_has_none_of_its_waiting_calls_opened() -> No
 async def test_so_has_one_that_resets_them_all_at_once() -> None:
     backend = Backend((wire.MAX_CONCURRENT_STREAMS, 8))
     async with joined(backend, upstream_connections=1) as world:
-        client = world.client()
-        for stream in range(1, 201, 2):
-            client.call(stream)
-        conn = await backend.connection()
-        await conn.call(15)
+        client, conn = await many_calls(backend, world)
         before = len(conn.calls)
         client.feed(*[wire.rst_stream(stream) for stream in range(1, 201, 2)])
         good = world.client()

@@ -9,7 +9,7 @@ from proxy.inference.status import Code
 from proxy.relay import kept
 from tests.http2 import wire
 from tests.http2.wire import DATA, INITIAL_WINDOW_SIZE, REQUEST, RESPONSE, RST_STREAM, goaway, rst_stream
-from tests.relay.harness import Backend, Served, counted, joined, message, settle, until
+from tests.relay.harness import Backend, Served, asked, counted, joined, leave_without_room, message, settle, until
 
 UNPROCESSED = ["GOAWAY", "REFUSED_STREAM"]
 
@@ -206,10 +206,7 @@ async def test_8_7_several_calls_are_sent_again_in_order() -> None:
 async def test_8_7_a_connection_that_dies_may_have_processed_it() -> None:
     backend = Backend()
     async with joined(backend) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
+        client, conn = await asked(backend, world)
         conn.abort()
         assert (await client.reply(1)).status == Code.UNAVAILABLE
         second = await backend.connection(1)
@@ -240,10 +237,7 @@ async def test_6_8_a_connection_that_dies_behind_a_goaway_may_have_processed_wha
 async def test_8_7_no_other_reset_says_that_it_was_not_processed(code: ErrorCode) -> None:
     backend = Backend()
     async with joined(backend) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
+        client, conn = await asked(backend, world)
         conn.send(rst_stream(1, code))
         assert (await client.reply(1)).reset == code
         await settle()
@@ -256,10 +250,7 @@ async def test_8_7_no_other_reset_says_that_it_was_not_processed(code: ErrorCode
 async def test_8_7_an_informational_response_is_a_part_of_the_answer(how: str) -> None:
     backend = Backend()
     async with joined(backend) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
+        client, conn = await asked(backend, world)
         conn.send(conn.headers(1, [(b":status", b"103"), (b"link", b"</a>")]))
         refuse(conn, how)
         reply = await client.reply(1)
@@ -272,10 +263,7 @@ async def test_8_7_an_informational_response_is_a_part_of_the_answer(how: str) -
 async def test_8_7_an_answer_that_has_begun_ends_as_it_is(how: str) -> None:
     backend = Backend()
     async with joined(backend) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
+        client, conn = await asked(backend, world)
         conn.send(conn.headers(1, RESPONSE), wire.data(1, b"half"))
         await until(lambda: 1 in client.inbox.messages and len(client.inbox.messages[1].body) == 4, "the half")
         assert world.relay.kept_bytes == 0
@@ -320,13 +308,8 @@ async def test_8_7_the_deadline_goes_on() -> None:
 async def test_8_7_it_waits_as_long_as_any_other() -> None:
     backend = Backend()
     async with joined(backend, upstream_connections=1, connect_timeout=0.2) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
-        backend.settings = [(wire.MAX_CONCURRENT_STREAMS, 0)]
-        conn.send(goaway(0))
-        await until(lambda: world.pool.waiting == 1, "the call to wait")
+        client, conn = await asked(backend, world)
+        await leave_without_room(backend, world, conn)
         client.call(3)
         for stream in (1, 3):
             reply = await client.reply(stream)
@@ -338,13 +321,8 @@ async def test_8_7_it_waits_as_long_as_any_other() -> None:
 async def test_8_7_a_call_that_waits_at_the_end_of_the_gate_is_told_so() -> None:
     backend = Backend()
     async with joined(backend, upstream_connections=1) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
-        backend.settings = [(wire.MAX_CONCURRENT_STREAMS, 0)]
-        conn.send(goaway(0))
-        await until(lambda: world.pool.waiting == 1, "the call to wait")
+        client, conn = await asked(backend, world)
+        await leave_without_room(backend, world, conn)
         world.relay.begin()
         world.pool.close()
         world.relay.flush()
@@ -355,13 +333,8 @@ async def test_8_7_a_call_that_waits_at_the_end_of_the_gate_is_told_so() -> None
 async def test_8_7_a_call_that_is_cancelled_is_not_sent_again() -> None:
     backend = Backend()
     async with joined(backend, upstream_connections=1) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
-        backend.settings = [(wire.MAX_CONCURRENT_STREAMS, 0)]
-        conn.send(goaway(0))
-        await until(lambda: world.pool.waiting == 1, "the call to wait")
+        client, conn = await asked(backend, world)
+        await leave_without_room(backend, world, conn)
         assert world.relay.held_bytes == len(b"request")
         client.feed(rst_stream(1))
         assert (world.pool.waiting, world.relay.held_bytes) == (0, 0)
@@ -403,10 +376,7 @@ async def test_8_1_the_sections_of_a_call_that_waits_are_kept_apart() -> None:
 async def test_8_7_the_only_connection_gets_it_again() -> None:
     backend = Backend()
     async with joined(backend, upstream_connections=1) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
+        client, conn = await asked(backend, world)
         refuse(conn, "REFUSED_STREAM")
         assert bytes((await conn.call(3)).body) == b"request"
         conn.answer(3)
@@ -417,10 +387,7 @@ async def test_8_7_the_only_connection_gets_it_again() -> None:
 async def test_8_7_a_second_connection_that_cant_be_had_is_not_waited_for() -> None:
     backend = Backend()
     async with joined(backend, connect_timeout=0.2) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
+        client, conn = await asked(backend, world)
         backend.stop_listening()
         refuse(conn, "REFUSED_STREAM")
         await conn.call(3)
@@ -431,10 +398,7 @@ async def test_8_7_a_second_connection_that_cant_be_had_is_not_waited_for() -> N
 async def test_8_7_a_full_queue_is_said() -> None:
     backend = Backend()
     async with joined(backend, pending_requests=0) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
+        client, conn = await asked(backend, world)
         conn.send(goaway(0))
         reply = await client.reply(1)
         assert (reply.status, "pending_requests" in reply.words) == (Code.RESOURCE_EXHAUSTED, True)

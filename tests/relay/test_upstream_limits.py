@@ -18,7 +18,7 @@ from tests.http2.wire import (
     goaway,
     settings,
 )
-from tests.relay.harness import CALL, Backend, Served, joined, settle, until
+from tests.relay.harness import CALL, Backend, Served, asked, joined, settle, until
 
 LAST = 2**31 - 3
 
@@ -241,10 +241,7 @@ async def test_6_8_a_connection_that_is_closed_gets_goaway() -> None:
     """Behind everything that was said before it."""
     backend = Backend()
     async with joined(backend) as world:
-        client = world.client()
-        client.call(1)
-        conn = await backend.connection(0)
-        await conn.call()
+        client, conn = await asked(backend, world)
         conn.send(goaway(1), wire.ping())
         conn.answer(1)
         await until(lambda: conn.closed, "the connection to be closed")
