@@ -1,8 +1,7 @@
 """A client's connection and its calls: requests go up from here, answers and endings come down.
 
 Rules:
-- A call ends exactly once: with the upstream's answer, with an answer of the gate, or with a reset from either side.
-- Whatever ends it ends the upstream stream too: a cancelled call stops the model's work.
+- How a call goes on and ends is the business of `call`.
 - Data that comes before an upstream connection is there waits without credit, so that the client's window bounds it.
 """
 
@@ -16,246 +15,48 @@ from proxy.http2 import (
     Buffer,
     ConnectionFault,
     ErrorCode,
-    HeaderBlock,
-    Passing,
     RequestHead,
     ServerConnection,
     Stream,
     Trailers,
     error_name,
 )
-from proxy.http2.headers import INTERNED_BYTES, list_size
 from proxy.http2.hpack import MAX_FIELDS
 from proxy.identity import Identity
-from proxy.inference import status
-from proxy.inference.calls import OTHER_METHOD
 from proxy.inference.status import Code
+from proxy.relay.call import Call
 from proxy.relay.facts import Facts, timeout_of
-from proxy.relay.kept import ANSWERED, HAS_TRAILERS, NOTHING, SMALL, TOO_LONG, Held, Replayable
-from proxy.relay.relay import Relay, Wire, log
+from proxy.relay.kept import HAS_TRAILERS, SMALL
+from proxy.relay.relay import Relay, Wire, address_of, log
 from proxy.telemetry.log import throttled
 from proxy.upstream.link import UpstreamConnection
 
 _DROPPED_BODY = 65_535
-# Bytes of an answer that may come from the upstream before any of it was forwarded. Small, since a client can ask for
-# hundreds of answers at once and take none: what waits in the gate then is so much for each.
-FIRST_WINDOW = 4096
 # Bytes of a request that may come before any of it was forwarded; a client far away would wait for a smaller one.
 REQUEST_WINDOW = 262_144
 _MORE_THAN_TAKEN = 2  # bytes that may wait for a client, for each that it has taken
 _WIDE_CALLS = 16  # how many calls get a wide window at once after one that had use for it
 
 
-class Call(Replayable):
-    """A client's stream and what is known of the call on it; `partner` is the upstream stream, once there is one."""
-
-    __slots__ = ("deadline_slot", "done", "facts", "held", "responding", "started", "timeout")
-
-    conn: Downstream
-    timeout: float  # grpc-timeout in seconds, where there is one
-
-    def __init__(self, conn: Downstream, stream_id: int, recv_window: int, send_window: int) -> None:
-        super().__init__(conn, stream_id, recv_window, send_window)
-        self.deadline_slot = -1
-        self.done = False
-        self.responding = False  # a response head has gone to the client
-        self.facts: Facts | None = None
-        self.started = conn.relay.now
-        self.held: Held | None = None  # what came before there was an upstream connection
-        self.kept = NOTHING
-
-    # -- waiting for a connection (upstream.pool.Waiter)
-
-    @property
-    def owner(self) -> Downstream:
-        return self.conn
-
-    def progress(self) -> object | None:
-        """See relay.room: None unless the call was opened and nothing has followed, from either side. One that has had
-        data may be waiting for the model, or the model for it."""
-        nothing_yet = not self.remote_closed and not self.responding and self.recv_window == self.window
-        return "opened" if nothing_yet and not self.unacked else None
-
-    def wait(self, end: bool) -> None:
-        """Hold what has come and what will, until there is an upstream connection."""
-        assert self.facts is not None
-        size = self.facts.forward.size
-        held = self.held = Held(self.passing, end, size if size > INTERNED_BYTES else 0)
-        self.conn.hold(held.weight)
-
-    def connected(self, conn: UpstreamConnection) -> None:
-        """There is room on this connection: the request goes out with all that has come so far."""
-        assert self.facts is not None
-        held = self._take_held()
-        assert held is not None
-        if self.too_large(self.facts.forward, held.request, conn):
-            return
-        chunks = held.chunks
-        partner = conn.open_stream(self.facts.forward, held.end and not chunks, held.request)
-        partner.partner = self
-        self.partner = partner
-        self.conn.carried += 1
-        if list_size(self.facts.forward, held.request) > SMALL:
-            self.forget_long_fields()
-        while chunks:
-            chunk = chunks.popleft()
-            self.keep(chunk)
-            conn.send_data(partner, chunk, held.end and not chunks)
-        if held.trailers is not None:
-            self.forget_request(HAS_TRAILERS)
-            conn.send_trailers(partner, held.trailers, held.passing)
-
-    def forget_long_fields(self) -> None:
-        """They have gone upstream; a call that may last for hours doesn't keep much for a second try."""
-        assert self.facts is not None
-        self.passing = None
-        if self.facts.forward.size > SMALL:  # and so shared with no other call, see http2.headers.interner
-            self.facts.forget_fields()
-        self.forget_request(TOO_LONG)
-
-    def too_large(self, block: HeaderBlock, passing: Passing | None, conn: UpstreamConnection) -> bool:
-        """Answer the call if a header section of its request is larger than the upstream says that it takes.
-
-        SETTINGS_MAX_HEADER_LIST_SIZE is advisory, but some end the whole connection, which others share, over it.
-        """
-        size = list_size(block, passing)
-        limit = conn.peer.max_header_list
-        if size <= limit:
-            return False
-        self.answer(
-            Code.RESOURCE_EXHAUSTED,
-            f"the request's headers take {size} bytes, upstream {self.conn.relay.pool.address} takes {limit} "
-            "(its SETTINGS_MAX_HEADER_LIST_SIZE)",
-        )
-        return True
-
-    def replay(self, refused_by: UpstreamConnection) -> str | None:
-        """An upstream has not processed the request: send it again. Or say why it can't be."""
-        held = self.take_request()
-        if isinstance(held, str):
-            return held
-        if self.partner is not None:
-            self._leave(self.partner)
-        self.unlink()
-        relay = self.conn.relay
-        self.held = held
-        self.conn.hold(held.weight)
-        conn = relay.pool.pick_other(refused_by)
-        if conn is not None:
-            self.connected(conn)
-        else:
-            self.conn.queue_up(self, refused_by)
-        return None
-
-    def _take_held(self) -> Held | None:
-        held = self.held
-        if held is not None:
-            self.held = None
-            self.conn.hold(-held.weight)
-        return held
-
-    def not_connected(self, why: str) -> None:
-        relay = self.conn.relay
-        self.answer(
-            Code.UNAVAILABLE,
-            f"upstream {relay.pool.address}: {why}; waited {relay.pool.connect_timeout:g} s (timeouts.connect)",
-        )
-
-    def crowded_out(self) -> None:
-        pool = self.conn.relay.pool
-        self.answer(
-            Code.RESOURCE_EXHAUSTED,
-            f"{pool.waiting} calls already wait for upstream {pool.address}, {pool.max_waiting} may, and no client "
-            "more than it leaves to others (limits.pending_requests)",
-        )
-
-    # -- endings
-
-    def expire(self) -> None:
-        """The deadline has passed."""
-        assert self.facts is not None
-        if self.partner is None:
-            waiting = "a connection to the upstream"
-        elif self.responding:
-            waiting = "the rest of the upstream's response"
-        else:
-            waiting = "the upstream's response"
-        self.answer(Code.DEADLINE_EXCEEDED, f"deadline of {self.timeout:g} s passed waiting for {waiting}")
-
-    def answer(self, code: Code, message: str) -> None:
-        """End the call with a status of the gate's own, behind what the client already has of a response."""
-        if self.done:
-            return
-        self.conn.drop_backlog(self)  # the call ends without what the client has no window for
-        if self.responding:
-            self.conn.send_trailers(self, HeaderBlock(status.trailers(code, message), checked=True))
-        else:
-            self.responding = True
-            self.conn.send_headers(self, HeaderBlock(status.trailers_only(code, message), checked=True), end=True)
-        self.finish(code)
-
-    def finish(self, code: int) -> None:
-        """The outcome is known: count it, and end the upstream stream if it still runs."""
-        if self.done:
-            return
-        self.done = True
-        relay = self.conn.relay
-        if self.kept is not ANSWERED:
-            self.forget_request(ANSWERED)
-        if self.deadline_slot >= 0:
-            relay.deadlines.remove(self)
-        partner = self.partner
-        if partner is None:
-            relay.pool.forget(self)
-            self._take_held()
-        else:
-            self._leave(partner)
-            if not (partner.local_closed and partner.remote_closed):
-                partner.conn.reset(partner, ErrorCode.CANCEL)
-        facts = self.facts
-        if facts is None:
-            relay.counters.routes[OTHER_METHOD].add(code, relay.now - self.started)
-        else:
-            if code == 0 and facts.route.method == OTHER_METHOD:
-                facts.route = relay.counters.learn(facts.path)
-            facts.route.add(code, relay.now - self.started)
-            if relay.access_log:
-                self._log(facts, code)
-        if self.local_closed and self.remote_closed:
-            self.unlink()
-
-    def _leave(self, partner: Stream) -> None:
-        """The upstream stream is over, or about to be: what it took of this client's shares is free."""
-        conn = self.conn
-        conn.carried -= 1
-        conn.granted -= partner.window - FIRST_WINDOW
-
-    def unlink(self) -> None:
-        """The call is over on both sides. Two streams that refer to each other would wait for the cycle collector."""
-        partner = self.partner
-        if partner is not None:
-            partner.partner = None
-            self.partner = None
-
-    def _log(self, facts: Facts, code: int) -> None:
-        log.info(
-            "call %s from %s as %s: %s in %.1f ms",
-            facts.path[:256],
-            self.conn.peer_name,
-            self.conn.identity or "nobody",
-            status.NAMES[code],
-            (self.conn.relay.now - self.started) * 1000,
-        )
-
-
 class Downstream(ServerConnection):
     """One client's HTTP/2 connection. `peer_name` is its address, `identity` who its certificate says it is."""
 
-    __slots__ = ("carried", "granted", "granted_requests", "held_bytes", "identity", "peer_name", "relay", "wide_calls")
+    __slots__ = (
+        "account",
+        "carried",
+        "granted",
+        "granted_requests",
+        "held_bytes",
+        "identity",
+        "peer_name",
+        "relay",
+        "wide_calls",
+    )
 
     def __init__(self, relay: Relay, wire: Wire, peer_name: str, identity: Identity | None) -> None:
         self.relay = relay
         self.peer_name = peer_name
+        self.account = relay.accounts.join(address_of(peer_name))
         self.carried = 0  # calls that are on an upstream connection
         self.granted = 0  # bytes by which windows of streams upstream have grown on this client's account
         self.granted_requests = 0  # the same of its own streams
@@ -273,6 +74,11 @@ class Downstream(ServerConnection):
         self.wire = wire
         self.spenders = relay.spenders
         relay.clients[self] = None
+
+    def carry(self, calls: int) -> None:
+        """So many calls more, or less, are on an upstream connection."""
+        self.carried += calls
+        self.account.carried += calls
 
     def new_stream(self, stream_id: int) -> Call:
         return Call(self, stream_id, self.first_window, self.peer.initial_window)
@@ -316,6 +122,7 @@ class Downstream(ServerConnection):
             partner.partner = call
             call.partner = partner
             self.carried += 1
+            self.account.carried += 1
             if size > SMALL:
                 call.forget_long_fields()
             if self.wide_calls:
@@ -477,6 +284,7 @@ class Downstream(ServerConnection):
         """The transport is gone: all calls are cancelled."""
         self.closed = True
         self.relay.settings_acked(self)
+        leaves = self in self.relay.clients
         self.relay.clients.pop(self, None)
         for call in list(self.streams.values()):
             assert isinstance(call, Call)
@@ -487,3 +295,5 @@ class Downstream(ServerConnection):
         self.streams.clear()
         self.blocked.clear()
         self.granted_requests = 0
+        if leaves:
+            self.relay.accounts.leave(self.account)

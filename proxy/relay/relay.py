@@ -18,9 +18,11 @@ from proxy.relay.deadlines import SLOT_SECONDS, Deadlines
 from proxy.relay.room import LOOK_SECONDS, Room
 from proxy.telemetry.metrics import Counters
 from proxy.tls.addresses import network
+from proxy.upstream.fairness import Accounts, party
 
 if TYPE_CHECKING:
-    from proxy.relay.downstream import Call, Downstream
+    from proxy.relay.call import Call
+    from proxy.relay.downstream import Downstream
     from proxy.upstream.pool import Pool
 
 log = logging.getLogger("tensorgate")
@@ -34,7 +36,7 @@ _TAKEN_PER_SECOND = 4096
 _REMEMBERED_SECONDS = 10.0
 
 
-def _address(peer_name: str) -> str:
+def address_of(peer_name: str) -> str:
     """The address of "ADDRESS:PORT", or as much of it as tells clients apart."""
     return network(peer_name.rpartition(":")[0])
 
@@ -81,6 +83,7 @@ class Relay:
         self.held_bytes = 0  # of calls that wait for an upstream connection
         self.kept_bytes = 0  # of requests that could be sent again, see `kept`
         self.clients: dict[Downstream, None] = {}
+        self.accounts = Accounts()
         self._reluctant: dict[Downstream, tuple[int, float]] = {}  # with much that waits -> (bytes sent, since when)
         self._trickling: dict[Downstream, tuple[object, float]] = {}  # -> (what it is at, since when)
         self._timer: asyncio.TimerHandle | None = None
@@ -250,13 +253,13 @@ class Relay:
         """A client's connection was ended for abuse: the next ones from its address start slowly, see `Listener`."""
         if len(self._misbehaved) >= _MISBEHAVED:
             self._misbehaved.clear()
-        self._misbehaved[_address(peer_name)] = self.now + _REMEMBERED_SECONDS
+        self._misbehaved[address_of(peer_name)] = self.now + _REMEMBERED_SECONDS
 
     def has_misbehaved(self, peer_name: str) -> bool:
         """Whether a connection from this client's address was ended for abuse a short time ago."""
         if not self._misbehaved:
             return False
-        address = _address(peer_name)
+        address = address_of(peer_name)
         until = self._misbehaved.get(address)
         if until is None:
             return False
@@ -273,14 +276,14 @@ class Relay:
     def _make_room(self) -> None:
         self._room_timer = None
         pool = self.pool
-        waiting = pool.waiting_owners()
+        waiting = pool.waiting_parties()
         if not waiting or pool.has_room():
             self._room.rest()
             return
         self.begin()
         partners = [stream.partner for link in pool.links for stream in link.conn.streams.values()]
         held = [cast("Call", call) for call in partners if call is not None]
-        for call in self._room.look(held, waiting, self.now):
+        for call in self._room.look(held, waiting, self.now, party):
             call.answer(
                 Code.RESOURCE_EXHAUSTED,
                 f"the call lay idle while others had no room on upstream {pool.address}, of which this client has most "

@@ -8,7 +8,7 @@ and a call that is under way, is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 LOOK_SECONDS = 0.1  # how often to look while calls wait without room
@@ -39,15 +39,17 @@ class Room(Generic[Call]):
         """There is room again."""
         self._seen.clear()
 
-    def look(self, held: Iterable[Call], waiting: Mapping[Any, int], now: float) -> list[Call]:
+    def look(
+        self, held: Iterable[Call], waiting: Mapping[Any, int], now: float, party: Callable[[Any], Any]
+    ) -> list[Call]:
         """The calls to be ended.
 
-        held: those that have room upstream; waiting: client -> how many of its calls wait.
+        held: those that have room upstream; waiting: client -> how many of its calls wait; party: owner -> client.
         """
         calls: dict[Any, list[Call]] = {client: [] for client in waiting}
         seen, self._seen = self._seen, {}
         for call in held:
-            calls.setdefault(call.owner, []).append(call)
+            calls.setdefault(party(call.owner), []).append(call)
             progress = call.progress()
             if progress is not None:
                 before = seen.get(call)

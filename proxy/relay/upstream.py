@@ -22,7 +22,7 @@ from proxy.http2 import (
 from proxy.http2.headers import list_size
 from proxy.inference import calls, status
 from proxy.inference.status import Code
-from proxy.relay.downstream import FIRST_WINDOW, Call
+from proxy.relay.call import FIRST_WINDOW, Call
 from proxy.relay.kept import ANSWERED, Held
 from proxy.relay.relay import Relay
 from proxy.upstream.link import UpstreamConnection

@@ -4,7 +4,7 @@ Rules:
 - Few connections carry many calls: a further one is opened only when those there are have no room.
 - While nothing is connected it is tried again, with backoff, for as long as the gate runs.
 - A call waits at most `connect_timeout` seconds; how many may wait is bounded.
-- No client can take all room, or all places to wait, from the others: see `Owner`.
+- No client can take all room, or all places to wait, from the others: see `fairness`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from proxy.config.model import Address
 from proxy.spawn import spawn
 from proxy.telemetry.log import throttled
+from proxy.upstream import fairness
+from proxy.upstream.fairness import SHARE, Line, Owner, may_have
 from proxy.upstream.link import Link, UpstreamConnection
 
 _log = logging.getLogger("tensorgate")
@@ -24,25 +27,11 @@ _log = logging.getLogger("tensorgate")
 _FIRST_BACKOFF = 0.05
 _LAST_BACKOFF = 1.0
 _STABLE_SECONDS = 1.0
+_CERTAIN = SHARE - 1
 
 
-# How many times as many calls as there is room left a client may have upstream. One alone gets 8 of 9 places, each of
-# ten gets a tenth, and there is always one left for the next: "dynamic thresholds" (Choudhury and Hahne, 1998).
-_SHARE = 8
-
-
-class Owner(Protocol):
-    """Whose calls they are: one client's connection. Those that wait are served one of each owner in turn, and an owner
-    that has much gets no more while little is left."""
-
-    carried: int  # how many of its calls are on an upstream connection
-
-
-class Waiter(Protocol):
+class Waiter(fairness.Waiter, Protocol):
     """A call that waits for a connection; exactly one of the three is called, unless it is forgotten."""
-
-    @property
-    def owner(self) -> Owner: ...
 
     def connected(self, conn: UpstreamConnection) -> None: ...
 
@@ -86,7 +75,7 @@ class Pool:
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: dict[Waiter, float] = {}  # -> give up at; in order, since all wait equally long
         self._refused: dict[Waiter, tuple[float, UpstreamConnection]] = {}  # the same, and who has refused them
-        self._queues: dict[Owner, dict[Waiter, None]] = {}  # those of _waiting, whose turn is next first
+        self._line: Line[Waiter] = Line()  # those of _waiting
         self._timer: asyncio.TimerHandle | None = None
         self._backoff = 0.0  # seconds before the next attempt while nothing is connected
         self._connected_at = 0.0
@@ -109,20 +98,22 @@ class Pool:
         for conn in self.ready:
             room = conn.room()
             if room > 0:
-                return conn if owner.carried < room * _SHARE or owner.carried < self._fair_share() else None
+                # The first is what is usual, and implies the others.
+                if owner.account.carried < room * _CERTAIN or may_have(owner, room) or may_have(owner, self._room()):
+                    return conn
+                return None
         return None
 
-    def _fair_share(self) -> int:
-        """A client that has so many calls upstream, or more, gets no further ones now."""
+    def _room(self) -> int:
+        """For so many more calls, with the connections that may be opened."""
         room = sum([max(conn.room(), 0) for conn in self.ready])
         unopened = self._max_connections - len(self.ready)
         newest = self.ready[-1]
-        room += max(unopened, 0) * min(newest.peer.max_streams, newest.max_streams)
-        return room * _SHARE
+        return room + max(unopened, 0) * min(newest.peer.max_streams, newest.max_streams)
 
-    def waiting_owners(self) -> dict[Owner, int]:
+    def waiting_parties(self) -> dict[Any, int]:
         """Whose calls wait, and how many."""
-        return {owner: len(queue) for owner, queue in self._queues.items()}
+        return self._line.parties()
 
     def has_room(self) -> bool:
         """Whether any connection takes a further call, be it not from everyone."""
@@ -145,9 +136,8 @@ class Pool:
 
     def wait(self, waiter: Waiter, refused_by: UpstreamConnection | None = None) -> bool:
         """Queue a call until a connection has room, another than `refused_by`; False when the queue is full."""
-        queue = self._queues.get(waiter.owner, {})
-        # An owner may have as many places as it leaves to others. Where there is none left it gets one of who has most.
-        if len(queue) >= self.max_waiting - self.waiting and not self._make_place(len(queue)):
+        # Who has no place left gets one of who has most.
+        if not self._line.has_place(waiter.owner, self.max_waiting - self.waiting) and not self._make_place(waiter):
             return False
         # Those that have no stream identifiers left finish their calls; they must not keep others from being opened.
         self.ready = [conn for conn in self.ready if not conn.used_up]
@@ -155,8 +145,7 @@ class Pool:
         until = loop.time() + self.connect_timeout
         if refused_by is None:
             self._waiting[waiter] = until
-            queue[waiter] = None
-            self._queues[waiter.owner] = queue
+            self._line.add(waiter)
         else:
             self._refused[waiter] = (until, refused_by)
         if self._timer is None:
@@ -164,12 +153,11 @@ class Pool:
         self._ensure_connecting()
         return True
 
-    def _make_place(self, places: int) -> bool:
-        """Send a waiting call away, of the owner that has most, for one of an owner that has so many places."""
-        longest = max(self._queues.values(), key=len, default={})
-        if len(longest) <= places + 1:
+    def _make_place(self, newcomer: Waiter) -> bool:
+        """Send a waiting call away for this one, if there is who has more."""
+        waiter = self._line.who_makes_place(newcomer.owner)
+        if waiter is None:
             return False
-        waiter = next(reversed(longest))
         self.forget(waiter)
         waiter.crowded_out()
         return True
@@ -178,10 +166,7 @@ class Pool:
         """The call no longer waits."""
         self._refused.pop(waiter, None)
         if self._waiting.pop(waiter, None) is not None:
-            queue = self._queues[waiter.owner]
-            del queue[waiter]
-            if not queue:
-                del self._queues[waiter.owner]
+            self._line.remove(waiter)
 
     def serve(self, no_more: bool = False) -> None:
         """Room may have appeared: let waiting calls go. no_more: see `pick_other`."""
@@ -190,16 +175,12 @@ class Pool:
             if other is not None:
                 del self._refused[waiter]
                 waiter.connected(other)
-        while self._queues and (conn := self._first_with_room()) is not None:
-            share = self._fair_share()
-            owner = next((owner for owner in self._queues if owner.carried < share), None)
-            if owner is None:
+        while self._line and (conn := self._first_with_room()) is not None:
+            turn = self._line.next(partial(may_have, room=self._room()))
+            if turn is None:
                 return
-            queue = self._queues.pop(owner)
-            self._queues[owner] = queue  # behind the others
-            waiter = next(iter(queue))
-            self.forget(waiter)
-            waiter.connected(conn)
+            self.forget(turn)
+            turn.connected(conn)
 
     def going_away(self, conn: UpstreamConnection) -> None:
         """No new calls on this connection; those on it may finish."""
@@ -233,7 +214,7 @@ class Pool:
         waiting = [*self._refused, *self._waiting]
         self._refused.clear()
         self._waiting.clear()
-        self._queues.clear()
+        self._line.clear()
         for waiter in waiting:
             waiter.not_connected("the gate is shutting down")
         for link in list(self.links):

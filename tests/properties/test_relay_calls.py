@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from proxy.config.model import Limits
 from proxy.http2 import Buffer
-from proxy.relay.downstream import Call, Downstream
+from proxy.relay.call import Call
+from proxy.relay.downstream import Downstream
 from proxy.relay.relay import Relay
 from proxy.relay.upstream import Upstream
 from proxy.telemetry.metrics import Counters

@@ -246,11 +246,13 @@ class Output:
 class Caller:
     """One client's connection."""
 
-    def __init__(self, world: World, *settings: tuple[int, int], acknowledges: bool = True) -> None:
+    def __init__(
+        self, world: World, *settings: tuple[int, int], acknowledges: bool = True, address: str = "client"
+    ) -> None:
         self.world = world
         self.inbox = Inbox()
         self.output = Output(self)
-        self.conn = Downstream(world.relay, self.output, "client:1", None)
+        self.conn = Downstream(world.relay, self.output, f"{address}:1", None)
         self._encoder = hpack.Encoder()
         self.feed(PREFACE, wire.settings(*settings), SETTINGS_ACK if acknowledges else b"")
 
@@ -307,8 +309,8 @@ class World:
         )
         self._clients: list[Caller] = []
 
-    def client(self, *settings: tuple[int, int], acknowledges: bool = True) -> Caller:
-        self._clients.append(Caller(self, *settings, acknowledges=acknowledges))
+    def client(self, *settings: tuple[int, int], acknowledges: bool = True, address: str = "client") -> Caller:
+        self._clients.append(Caller(self, *settings, acknowledges=acknowledges, address=address))
         return self._clients[-1]
 
     def _new_link(self, pool: Pool) -> Link:
@@ -323,6 +325,7 @@ class World:
             conn = client.conn
             assert (conn.carried, conn.granted, conn.granted_requests) == (0, 0, 0)
             assert (conn.held_bytes, conn.queued, conn.stuck) == (0, 0, 0)
+        assert len(self.relay.accounts) == 0
         self.pool.close()
         await until(lambda: not self.pool.links, "the connections upstream to end")
         assert self.relay.held_bytes == 0

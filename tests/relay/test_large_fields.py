@@ -9,7 +9,7 @@ import pytest
 
 from proxy.http2 import Buffer
 from proxy.http2.roles import OUT_FULL
-from proxy.relay.downstream import Call
+from proxy.relay.call import Call
 from proxy.relay.kept import SMALL
 from proxy.upstream.link import Link
 from tests.http2 import wire

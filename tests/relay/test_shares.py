@@ -93,6 +93,42 @@ async def test_places_to_wait_are_shared_too() -> None:
         assert world.pool.waiting == 6
 
 
+# -- many connections from one address
+
+
+async def test_hundreds_of_connections_from_one_address_leave_room_for_another() -> None:
+    """Calls whose requests have ended, which the model works on: none of them is idle."""
+    backend = Backend((MAX_CONCURRENT_STREAMS, 90))
+    async with joined(backend, upstream_connections=1) as world:
+        modest = world.client(address="10.0.0.2")
+        for _ in range(100):
+            world.client(address="10.0.0.1").call(1)
+        conn = await backend.connection()
+        await until(lambda: len(conn.calls) == 80, "their share")
+        await settle()
+        modest.call(1, b"modest")
+        await conn.call(161)
+        conn.answer(161)
+        assert (await modest.reply(1)).status == 0
+        assert bytes(conn.calls[161].body) == b"modest"
+        assert world.pool.waiting == 20
+
+
+async def test_idle_calls_of_many_connections_give_way_to_another_address() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 8))
+    async with joined(backend, upstream_connections=1) as world:
+        idle = [world.client(address="10.0.0.1") for _ in range(8)]
+        for client in idle:
+            open_calls(client, 1)
+        conn = await backend.connection()
+        await conn.call(15, whole=False)
+        modest = world.client(address="10.0.0.2")
+        modest.call(1, b"modest")
+        assert bytes((await conn.call(17)).body) == b"modest"
+        ended = [client for client in idle if 1 in client.inbox.messages]
+        assert [client.inbox.messages[1].status for client in ended] == [Code.RESOURCE_EXHAUSTED]
+
+
 # -- idle calls give way
 
 
@@ -133,8 +169,8 @@ class Idle:
 def look(held: Iterable[Idle], waiting: Mapping[str, int], *, idle_for: float = IDLE_SECONDS) -> list[Idle]:
     room: Room[Idle] = Room()
     held = list(held)
-    assert room.look(held, waiting, 0.0) == []
-    return room.look(held, waiting, idle_for)
+    assert room.look(held, waiting, 0.0, str) == []
+    return room.look(held, waiting, idle_for, str)
 
 
 def calls(owner: str, count: int) -> list[Idle]:
@@ -166,7 +202,7 @@ def test_a_call_is_idle_after_a_second_without_progress() -> None:
 
     held = [Moving("a", number) for number in range(5)]
     for now in range(5):
-        assert room.look(held, {"b": 1}, float(now)) == []
+        assert room.look(held, {"b": 1}, float(now), str) == []
 
 
 @pytest.mark.parametrize("at", [None])

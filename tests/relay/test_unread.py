@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.http2 import ErrorCode
-from proxy.relay.downstream import FIRST_WINDOW
+from proxy.relay.call import FIRST_WINDOW
 from tests.http2 import wire
 from tests.http2.wire import GOAWAY, INITIAL_WINDOW_SIZE, RESPONSE, SETTINGS, WINDOW_UPDATE, window_update
 from tests.relay.harness import COUNTERS, Backend, Served, World, joined, settle, until
