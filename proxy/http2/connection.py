@@ -27,7 +27,9 @@ Block = TypeVar("Block", bound=HeaderBlock)
 _HEADERS_FLAGS = END_HEADERS | PADDED | frames.PRIORITY_FLAG
 _DECODED_BLOCKS = 64
 _DECODED_BYTES = 1024
-_DECODED_SIZE = 4096  # of its fields, as SETTINGS_MAX_HEADER_LIST_SIZE counts
+_DECODED_SIZE = 8192  # of its fields, as SETTINGS_MAX_HEADER_LIST_SIZE counts
+_DECODED_SIZES = 65_536  # of those of all that are remembered
+_SHORT = 256  # bytes of DATA
 _ONCE = 64
 
 
@@ -53,6 +55,7 @@ class Connection(Control):
         "_data_stream",
         "_decoder",
         "_heads",
+        "_known_size",
         "_once",
         "_partial",
         "_recv_low",
@@ -237,7 +240,7 @@ class Connection(Control):
         if not (length or end):
             self._spend(guards.EMPTY_DATA)
         if stream is None or stream.remote_closed:
-            self._stray_data(stream_id, stream)
+            self._stray_data(stream_id, stream, length)
             stream = None
         else:
             stream.recv_window -= length
@@ -253,7 +256,9 @@ class Connection(Control):
             end = False
             if not chunk:
                 return
-        if stream is not None:
+        # A frame without anything goes no further: peers take such for an attack, too (section 10.5), and a connection
+        # upstream carries the calls of others.
+        if stream is not None and (chunk or end):
             if end:
                 stream.remote_closed = True
             self.on_data(stream, chunk, end)
@@ -303,12 +308,14 @@ class Connection(Control):
         stream.expect = content_length
         return True
 
-    def _stray_data(self, stream_id: int, stream: Stream | None) -> None:
+    def _stray_data(self, stream_id: int, stream: Stream | None, length: int) -> None:
         """DATA for a stream that takes none: refused by the rules of section 5.1; its bytes are dropped."""
         if stream is not None:  # half-closed (remote)
             self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
             return
         self._check_not_idle(stream_id, "DATA")
+        if length < _SHORT:
+            self._spend(guards.STRAY_FRAME)
         if stream_id not in self.resets and stream_id <= self.goaway_last:
             self._spend(guards.PROVOKED_RESET)
             self._reply(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
@@ -386,8 +393,6 @@ class Connection(Control):
                 result = intern(decoder.decode(block))
             else:
                 fields, others = decoder.split(block, KEPT_NAMES)
-                if len(fields) + len(others) > guards.MANY:
-                    self._spend(guards.MANY_FIELDS)
                 if others and check_passing(others):
                     passing = Passing(others)
                     result = intern(fields)
@@ -404,10 +409,31 @@ class Connection(Control):
             self._heads.clear()
             self._trailers.clear()
         elif result is not None and passing is None and len(block) <= _DECODED_BYTES and result.size <= _DECODED_SIZE:
-            if len(known) >= _DECODED_BLOCKS:
-                known.clear()
-            known[block] = result
+            self._remember(block, result, known)
+            return result, None
+        if result is not None:
+            self._spend_fields(result, passing)
         return result, passing
+
+    def _remember(self, block: bytes, result: HeaderBlock, known: dict[bytes, HeaderBlock]) -> None:
+        if not known:
+            self._known_size = 0
+        self._known_size += result.size
+        if len(known) >= _DECODED_BLOCKS or self._known_size > _DECODED_SIZES:
+            known.clear()
+            self._known_size = result.size
+        known[block] = result
+
+    def _spend_fields(self, result: HeaderBlock, passing: Passing | None) -> None:
+        """Many or long fields that are not found again are work each time, here and where they are sent."""
+        count, size = len(result.fields), result.size
+        if passing is not None:
+            count += len(passing.fields)
+            size += passing.size_bound
+        if count > guards.MANY:
+            self._spend(guards.MANY_FIELDS, count - guards.MANY)
+        if size > _DECODED_SIZE:
+            self._spend(guards.LONG_FIELDS, size // 1024)
 
     def _seen_before(self, block: bytes) -> bool:
         once, mark = self._once, hash(block)

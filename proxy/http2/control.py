@@ -62,16 +62,23 @@ class Control(Sender):
         spent = self._spent
         if not spent:
             self.spenders.append(self)
-            self._spending_from = (self._requests, self.data_sent)
+            self._spending_from = (self._requests or self.last_local_id >> 1, self.data_sent)
         if kind == guards.RESET or kind == guards.PROVOKED_RESET:
             self.resetting = True
         total = spent[kind] = spent.get(kind, 0) + cost
         if total > budget:
-            requests, data_sent = self._spending_from
+            opened, data_sent = self._spending_from
+            opened = (self._requests or self.last_local_id >> 1) - opened
             if kind == guards.RESET:
-                budget += (self._requests - requests) // 2
+                budget += opened // 2
+            elif kind == guards.EMPTY_DATA:
+                budget += opened
+            elif kind == guards.PROVOKED_RESET and not self.settings_acked:
+                budget *= 10  # who doesn't know our SETTINGS may open more streams than they allow
             elif kind == guards.WINDOW_UPDATE:
                 budget += 2 * (self.data_sent - data_sent)
+            elif kind == guards.PING:
+                budget += self.data_sent - data_sent
             if total > budget:
                 raise Abuse(kind, f"too much of {kind} in a short time")
 
@@ -134,12 +141,16 @@ class Control(Sender):
         if len(payload) % 6:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes long")
         self._spend(guards.SETTINGS, 1 + len(payload) // 60)
-        before = self.peer.initial_window
+        before = largest = self.peer.initial_window
         for key, value in frames.parse_settings(payload):
             self.peer.apply(key, value, from_server=not self.server)
             if key == settings.HEADER_TABLE_SIZE:
                 self.limit_encoder(value)
+            elif key == settings.INITIAL_WINDOW_SIZE:
+                largest = max(largest, value)
         self._reply(frames.SETTINGS_ACK)
+        if largest > before:
+            self._check_windows(largest - before)
         change = self.peer.initial_window - before
         if change:
             self._shift_windows(change)
@@ -148,12 +159,16 @@ class Control(Sender):
     def on_settings(self) -> None:
         """The peer's settings have changed."""
 
+    def _check_windows(self, growth: int) -> None:
+        """Values take effect in order (section 6.5.3), so that one that comes and goes within a frame counts, too."""
+        for stream in self.streams.values():
+            if stream.send_window + growth > MAX_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS make a window larger than 2^31-1")
+
     def _shift_windows(self, change: int) -> None:
         """SETTINGS_INITIAL_WINDOW_SIZE moves the window of every open stream, below zero too (section 6.9.2)."""
         for stream in self.streams.values():
             stream.send_window += change
-            if stream.send_window > MAX_WINDOW:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS make a window larger than 2^31-1")
             if stream.backlog is not None:
                 self._remember_blocked(stream)
         if change > 0:

@@ -18,6 +18,7 @@ RESET: Final = "rapid_reset"
 PROVOKED_RESET: Final = "provoked_reset"
 LARGE_HEADERS: Final = "large_headers"
 MANY_FIELDS: Final = "many_fields"
+LONG_FIELDS: Final = "long_fields"
 CONTINUATION: Final = "continuation"
 UNREAD: Final = "unread_replies"
 UNREAD_ANSWERS: Final = "unread_answers"
@@ -25,7 +26,8 @@ TRICKLE: Final = "trickle"
 
 # Kind -> how often in one interval.
 BUDGETS: Final = {
-    # gRPC's bandwidth estimator pings ten times a second, keepalive far less often.
+    # Besides these, one for each DATA frame that we sent: gRPC's bandwidth estimators ping once a round trip while data
+    # comes (grpc-go), or ten times a second (gRPC core); keepalive far less often.
     PING: 200,
     SETTINGS: 50,
     PRIORITY: 200,
@@ -41,8 +43,10 @@ BUDGETS: Final = {
     PROVOKED_RESET: 100,
     # Header lists over the limit: a small block can cost milliseconds to decode.
     LARGE_HEADERS: 10,
-    # Fields that are new with each call are checked and encoded one by one: 200 of them cost half a millisecond.
-    MANY_FIELDS: 200,
+    # Fields beyond MANY of a block that isn't remembered: each is checked and encoded, for a microsecond or two.
+    MANY_FIELDS: 20_000,
+    # KiB of header lists of more than 8 KiB: hardly any client sends such, and each is copied several times.
+    LONG_FIELDS: 8_192,
 }
 
 # A server behind is trusted and carries the calls of many clients, so that its budgets are wide, and that what it does
@@ -52,7 +56,7 @@ OF_SERVERS: Final = {
     for kind in (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, EMPTY_DATA, UNKNOWN_FRAME, STRAY_FRAME)
 }
 
-# A block with more fields than this, that isn't one of the remembered ones, costs from MANY_FIELDS.
+# Fields of a block that cost nothing of MANY_FIELDS.
 MANY = 64
 
 # Ended at once, not counted in an interval.

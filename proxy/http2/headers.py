@@ -144,8 +144,11 @@ class RequestHead(_Message):
             return "more than one host field"
         if hosts and self.authority and hosts[0].lower() != self.authority.lower():
             return "host and :authority differ"
-        if self.scheme in (b"http", b"https") and not (self.authority or (hosts and hosts[0])):
-            return "neither :authority nor host"
+        if self.scheme.lower() in (b"http", b"https"):  # in any case: RFC 3986 section 3.1
+            if not (self.authority or (hosts and hosts[0])):
+                return "neither :authority nor host"
+            if b":authority" in self.pseudo and not self.authority:
+                return ":authority is empty"
         if b"@" in self.authority:
             return ":authority has a userinfo part"
         if not _AUTHORITY(self.authority) or (hosts and not _AUTHORITY(hosts[0])):

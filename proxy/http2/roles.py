@@ -19,10 +19,10 @@ from proxy.http2.headers import (
     intern_trailers,
 )
 from proxy.http2.hpack import MAX_FIELDS
+from proxy.http2.sender import OUT_FULL
 from proxy.http2.stream import Stream
 
 _LAST_OPENED = frames.MAX_STREAM_ID - 2
-OUT_FULL = 1_048_576  # bytes of output that wait to be written
 
 
 class ServerConnection(Connection):
@@ -134,9 +134,11 @@ class ClientConnection(Connection):
 
         None while the output is full: no window holds back HEADERS, and small blocks can decode to large ones.
         """
-        if self.closed or self.goaway_received or self.paused or self.out_size > OUT_FULL:
-            return 0
-        if self.last_local_id >= _LAST_OPENED:
+        return 0 if self.paused or self.out_size > OUT_FULL else self.places()
+
+    def places(self) -> int:
+        """The same, whatever the output."""
+        if self.closed or self.goaway_received or self.last_local_id >= _LAST_OPENED:
             return 0
         limit = self.peer.max_streams
         return (limit if limit < self.max_streams else self.max_streams) - len(self.streams)

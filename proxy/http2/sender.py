@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from proxy.http2 import frames
 from proxy.http2.frames import DATA, DEFAULT_MAX_FRAME, END_HEADERS, END_STREAM, FRAME_HEADER, HEADERS
-from proxy.http2.headers import HeaderBlock, Passing
+from proxy.http2.headers import HeaderBlock, Passing, list_size
 from proxy.http2.hpack import Encoder
 from proxy.http2.settings import Settings
 from proxy.http2.stream import Backlog, Stream
@@ -20,6 +20,8 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 _pack = FRAME_HEADER.pack
 # Output gathered from backlogs at once: a window that opens wide must not move all of them into one write.
 _OUT_LIMIT = 524_288
+# Bytes of output that wait to be written, from which on nothing is added that can wait.
+OUT_FULL = 1_048_576
 _ENCODED_BLOCKS = 64
 _ENCODED_BYTES = 1024
 _RESETS_REMEMBERED = 512
@@ -163,11 +165,18 @@ class Sender:
 
     def send_trailers(self, stream: Stream, block: HeaderBlock, passing: Passing | None = None) -> None:
         """The trailer section, behind all data that still waits."""
-        if stream.backlog is not None:
-            stream.backlog.trailers = block
-            stream.backlog.passing = passing
-        else:
-            self.send_headers(stream, block, True, passing)
+        backlog = stream.backlog
+        if backlog is None:
+            if stream.local_closed or not (self.paused or self.out_size > OUT_FULL):
+                self.send_headers(stream, block, True, passing)
+                return
+            # No window holds these back, and a few bytes of a client's can make many.
+            backlog = stream.backlog = Backlog()
+            backlog.add(b"", False)
+            self.blocked[stream] = None
+        backlog.trailers = block
+        backlog.passing = passing
+        self._enters_backlog(stream, backlog, list_size(block, passing))
 
     # -- data
 
@@ -218,6 +227,15 @@ class Sender:
         self.pump_stream(stream)
         partner = stream.partner
         if partner is not None and stream.backlog is not None:
+            partner.conn.on_stuck(partner)
+
+    def _enters_backlog(self, stream: Stream, backlog: Backlog, size: int) -> None:
+        """So many bytes wait that are no data."""
+        backlog.waiting += size
+        self.queued += size
+        partner = stream.partner
+        if partner is not None:
+            partner.conn.stuck += size
             partner.conn.on_stuck(partner)
 
     def pump_stream(self, stream: Stream) -> None:
@@ -272,6 +290,7 @@ class Sender:
         if backlog.end:
             self._local_end(stream)
         elif backlog.trailers is not None:
+            self._left_backlog(stream, backlog, backlog.waiting)
             self.send_headers(stream, backlog.trailers, True, backlog.passing)
 
     def drop_backlog(self, stream: Stream) -> None:

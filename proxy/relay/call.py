@@ -84,14 +84,16 @@ class Call(Replayable):
             conn.send_data(partner, chunk, held.end and not chunks)
         if held.trailers is not None:
             self.forget_request(HAS_TRAILERS)
+            if self.too_large(held.trailers, held.passing, conn):
+                return
             conn.send_trailers(partner, held.trailers, held.passing)
 
     def forget_long_fields(self) -> None:
         """They have gone upstream; a call that may last for hours doesn't keep much for a second try."""
         assert self.facts is not None
         self.passing = None
-        if self.facts.forward.size > SMALL:  # and so shared with no other call, see http2.headers.interner
-            self.facts.forget_fields()
+        if self.facts.forward.size > SMALL:
+            self.facts = self.facts.without_fields()
         self.forget_request(TOO_LONG)
 
     def too_large(self, block: HeaderBlock, passing: Passing | None, conn: UpstreamConnection) -> bool:

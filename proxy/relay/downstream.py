@@ -21,6 +21,7 @@ from proxy.http2 import (
     Trailers,
     error_name,
 )
+from proxy.http2.headers import list_size
 from proxy.http2.hpack import MAX_FIELDS
 from proxy.identity import Identity
 from proxy.inference.status import Code
@@ -115,7 +116,7 @@ class Downstream(ServerConnection):
         conn = relay.pool.pick(self)
         if conn is not None:
             passing = call.passing
-            size = head.size if passing is None else head.size + passing.size_bound
+            size = facts.forward.size if passing is None else facts.forward.size + passing.size_bound
             if size > conn.peer.max_header_list and call.too_large(facts.forward, passing, conn):
                 return
             partner = conn.open_stream(facts.forward, end, passing)
@@ -134,6 +135,8 @@ class Downstream(ServerConnection):
 
     def _refuse(self, call: Call, facts: Facts) -> None:
         assert facts.refusal is not None
+        if call.done:
+            return  # what still comes of the request is dropped
         call.responding = True
         self.send_headers(call, facts.refusal, end=not facts.refusal_body)
         if facts.refusal_body:
@@ -159,14 +162,22 @@ class Downstream(ServerConnection):
 
     def _bound_held(self, call: Call) -> None:
         relay = self.relay
-        if relay.held_bytes > relay.limits.pending_bytes:
-            call.answer(
+        while relay.held_bytes > relay.limits.pending_bytes and not call.done:
+            most = max(relay.clients, key=lambda client: client.held_bytes)
+            # Who holds most gives way, lest a few clients have the calls of all others refused.
+            heaviest = call if self.held_bytes >= most.held_bytes else most.heaviest_held()
+            heaviest.answer(
                 Code.RESOURCE_EXHAUSTED,
                 f"calls that wait for upstream {relay.pool.address} hold {relay.limits.pending_bytes} bytes "
-                "already (limits.pending_bytes)",
+                "already, of which this client has most (limits.pending_bytes)",
             )
-        else:
+        if not call.done:
             self.on_stuck(call)
+
+    def heaviest_held(self) -> Call:
+        """Of the calls that wait for an upstream connection, the one that holds most."""
+        calls = cast("list[Call]", [call for call in self.streams.values() if call.held is not None])  # type: ignore[attr-defined]
+        return max(calls, key=lambda call: call.held.weight if call.held is not None else 0)
 
     def on_request_too_large(self, call: Call, limit: int) -> None:  # type: ignore[override]
         call.answer(
@@ -256,8 +267,13 @@ class Downstream(ServerConnection):
         elif call.facts is not None and call.facts.refusal is not None:
             self._refuse(call, call.facts)
         elif call.held is not None:
-            call.held.trailers = trailers
-            call.held.passing = call.passing
+            held = call.held
+            held.trailers = trailers
+            held.passing = call.passing
+            size = list_size(trailers, call.passing)
+            held.fields += size
+            self.hold(size)
+            self._bound_held(call)
 
     def on_reset(self, call: Call, code: int) -> None:  # type: ignore[override]
         """The client cancels, whatever its code; no client gets to send others to an upstream that all share."""

@@ -5,6 +5,8 @@ Nothing here may depend on the connection or the client: the same block serves a
 
 from __future__ import annotations
 
+from copy import copy
+
 from proxy.http2 import HeaderBlock, Passing, RequestHead
 from proxy.inference import calls, status
 from proxy.inference.status import Code
@@ -46,10 +48,12 @@ class Facts:
         )
         self._judge(head)
 
-    def forget_fields(self) -> None:
-        """The request is on its way, once and for all; what is still asked for stays."""
-        self.path = self.path[:_LOGGED_PATH]
-        self.forward = _NO_FIELDS
+    def without_fields(self) -> Facts:
+        """What is still asked for when a request is on its way, once and for all. Other calls may have all of it."""
+        less = copy(self)
+        less.path = self.path[:_LOGGED_PATH]
+        less.forward = _NO_FIELDS
+        return less
 
     def _judge(self, head: RequestHead) -> None:
         if head.method != b"POST" or not calls.is_grpc(head.get(b"content-type", b"") or b""):
@@ -61,6 +65,9 @@ class Facts:
             self.timeout = timeout_of(head)
         except ValueError as error:
             self._refuse(Code.INTERNAL, str(error))
+        if not head.authority and not head.get(b"host"):
+            # Of another scheme, then; with http in its place the request would be malformed.
+            self._refuse(Code.INTERNAL, ":authority is missing, without which a request can't go on as one of http")
 
     def _refuse(self, code: Code, message: str) -> None:
         self.refusal_code = code

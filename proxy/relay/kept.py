@@ -32,20 +32,20 @@ HAS_TRAILERS = "it ended with trailers"
 
 class Held(Backlog):
     """A request that waits for an upstream connection: what has come of it, and `request`, the fields that its header
-    section has besides its block. block_size: bytes of the block's fields, unless it is one that many calls share."""
+    section has besides its block. fields: bytes of the block's fields, unless many calls share it, and of trailers."""
 
-    __slots__ = ("block_size", "request")
+    __slots__ = ("fields", "request")
 
-    def __init__(self, request: Passing | None, end: bool, block_size: int = 0) -> None:
+    def __init__(self, request: Passing | None, end: bool, fields: int = 0) -> None:
         super().__init__()
         self.request = request
-        self.block_size = block_size
+        self.fields = fields
         self.end = end
 
     @property
     def weight(self) -> int:
         """Bytes that it holds, of fields and data."""
-        return self.size + self.block_size + (len(self.request.encoded) if self.request is not None else 0)
+        return self.size + self.fields + (len(self.request.encoded) if self.request is not None else 0)
 
 
 class Replayable(Stream):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.config.model import Limits, Timeouts
 from proxy.http2 import Abuse, Buffer, Connection, ConnectionFault, Control, ErrorCode, Sender, guards
-from proxy.http2.roles import OUT_FULL
+from proxy.http2.sender import OUT_FULL
 from proxy.inference.status import Code
 from proxy.relay.deadlines import SLOT_SECONDS, Deadlines
 from proxy.relay.room import LOOK_SECONDS, Room
@@ -270,14 +270,14 @@ class Relay:
 
     def look_for_room(self) -> None:
         """A call waits: see from time to time whether that is because others hold on to what they don't use."""
-        if self._room_timer is None and not self.pool.has_room():
+        if self._room_timer is None and not self.pool.has_places():
             self._room_timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._make_room)
 
     def _make_room(self) -> None:
         self._room_timer = None
         pool = self.pool
         waiting = pool.waiting_parties()
-        if not waiting or pool.has_room():
+        if not waiting or pool.has_places():
             self._room.rest()
             return
         self.begin()

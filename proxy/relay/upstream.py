@@ -92,10 +92,10 @@ class Upstream(UpstreamConnection):
 
     def on_response(self, stream: Stream, head: ResponseHead, end: bool) -> None:
         call: Call = stream.partner  # type: ignore[assignment]
-        note: tuple[Code | None, str | None] | None = head.note
+        note: tuple[Code | None, str | None, HeaderBlock] | None = head.note
         if note is None:
             note = head.note = _judge_response(head)
-        code, complaint = note
+        code, complaint, forward = note
         if complaint is not None:
             call.answer(code or Code.UNKNOWN, f"{self._name()}: {complaint}")
             return
@@ -110,7 +110,7 @@ class Upstream(UpstreamConnection):
         if type(call.kept) is Held:
             call.forget_request(ANSWERED)
         call.kept = ANSWERED
-        call.conn.send_headers(call, head, end, passing)
+        call.conn.send_headers(call, forward, end, passing)
         if end:
             call.finish(code or Code.OK)
 
@@ -234,8 +234,19 @@ class Upstream(UpstreamConnection):
         self.blocked.clear()
 
 
-def _judge_response(head: ResponseHead) -> tuple[Code | None, str | None]:
-    """(grpc-status of a trailers-only answer or None, what is wrong with it as a gRPC response or None)."""
+def _judge_response(head: ResponseHead) -> tuple[Code | None, str | None, HeaderBlock]:
+    """(grpc-status of a trailers-only answer or None, what is wrong with it as gRPC's or None, what goes on)."""
+    code, complaint = _judge_grpc(head)
+    forward: HeaderBlock = head
+    if head.content_length is not None:
+        # The gate may have to end the answer before it is whole, with a status that says why; it would be malformed
+        # then (RFC 9113 section 8.1.1). gRPC has no use for it.
+        forward = HeaderBlock([field for field in head.fields if field[0] != b"content-length"], checked=True)
+        forward.size = head.size
+    return code, complaint, forward
+
+
+def _judge_grpc(head: ResponseHead) -> tuple[Code | None, str | None]:
     content_type = head.get(b"content-type")
     if head.status != 200:
         shown = (head.get(b":status") or b"").decode()

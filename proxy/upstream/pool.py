@@ -115,9 +115,9 @@ class Pool:
         """Whose calls wait, and how many."""
         return self._line.parties()
 
-    def has_room(self) -> bool:
-        """Whether any connection takes a further call, be it not from everyone."""
-        return self._first_with_room() is not None
+    def has_places(self) -> bool:
+        """Whether any connection can carry a further call, be it not now and not from everyone."""
+        return any(conn.places() > 0 for conn in self.ready)
 
     def _first_with_room(self) -> UpstreamConnection | None:
         return next((conn for conn in self.ready if conn.room() > 0), None)
@@ -246,12 +246,23 @@ class Pool:
         return self.last_error
 
     def _ensure_connecting(self) -> None:
+        if not self.ready and not self._may_open():
+            self._make_way()
         if self._connecting is None and not self._closed and self._may_open():
             self._connecting = spawn(self._connect(), f"connect to {self.address}")
 
     def _may_open(self) -> bool:
         """Connections that go away and finish their calls don't count, up to as many again."""
         return len(self.ready) < self._max_connections and len(self.links) < 2 * self._max_connections
+
+    def _make_way(self) -> None:
+        """No connection takes calls, and those that finish theirs leave no room for a new one: give up the one of them
+        that has the fewest. Else calls that never end, one on each, would keep all others out."""
+        link = min(self.links, key=lambda link: len(link.conn.streams))
+        self.links.remove(link)
+        why = f"given up with its last calls: {len(self.links)} more connections finish theirs, and none takes new ones"
+        link.conn.on_link_lost(why)
+        link.close(why, orderly=True)
 
     def _back_off(self) -> None:
         self._backoff = min(max(self._backoff * 2, _FIRST_BACKOFF), _LAST_BACKOFF)

@@ -17,6 +17,8 @@ from tests.http2.wire import (
     PRIORITY,
     REQUEST,
     RESPONSE,
+    RST_STREAM,
+    TRAILERS,
     Peer,
     block,
     client,
@@ -59,12 +61,31 @@ def late_updates(peer: Peer) -> Iterator[bytes]:
         yield window_update(stream, 0)
 
 
-def many_fields(peer: Peer) -> Iterator[bytes]:
-    """Blocks with many fields, and never the same one."""
+def many_fields(peer: Peer, same: bool = False) -> Iterator[bytes]:
+    """Blocks with a hundred fields, and never the same one; or the same one again and again, too long to be kept."""
     for stream in count(3, 2):
-        fields = b"".join(b"\x00\x03x-%c\x05%05d" % (97 + number % 26, stream) for number in range(100))
-        yield frame(HEADERS, END_HEADERS | END_STREAM, stream, peer.block(REQUEST) + fields)
+        fields = b"".join(b"\x00\x03x-%c\x05%05d" % (97 + number % 26, 7 if same else stream) for number in range(92))
+        yield frame(HEADERS, END_HEADERS | END_STREAM, stream, b"".join(map(literal, REQUEST)) + fields)
         peer.conn.streams.clear()  # answered
+
+
+def literal(field: tuple[bytes, bytes]) -> bytes:
+    return b"\x00" + bytes((len(field[0]),)) + field[0] + bytes((len(field[1]),)) + field[1]
+
+
+def long_fields(peer: Peer) -> Iterator[bytes]:
+    """A few bytes that stand for 60 KiB of fields."""
+    peer.send(peer.request(3, (b"x-long", b"v" * 3800), end=True))
+    field = peer.block([(b"x-long", b"v" * 3800)])
+    start = peer.block(REQUEST)
+    for stream in count(5, 2):
+        yield frame(HEADERS, END_HEADERS | END_STREAM, stream, start + field * 16)
+        peer.conn.streams.clear()
+
+
+def data_behind_a_reset(peer: Peer) -> Iterator[bytes]:
+    peer.send(peer.request(3, (b"connection", b"close")))
+    return repeat(data(3, b"x"))
 
 
 def late_resets(peer: Peer) -> Iterator[bytes]:
@@ -103,11 +124,18 @@ FLOODS: dict[str, tuple[str, Callable[[Peer], Iterator[bytes]]]] = {
     "refused requests": (guards.PROVOKED_RESET, refused),
     "large header lists": (guards.LARGE_HEADERS, large),
     "many fields": (guards.MANY_FIELDS, many_fields),
+    "many fields, the same": (guards.MANY_FIELDS, lambda peer: many_fields(peer, same=True)),
+    "long fields": (guards.LONG_FIELDS, long_fields),
+    "short DATA for a stream that was reset": (guards.STRAY_FRAME, data_behind_a_reset),
     "PING ACK": (guards.STRAY_FRAME, lambda peer: repeat(ping(ack=True))),
     "SETTINGS ACK": (guards.STRAY_FRAME, lambda peer: repeat(frame(4, 1))),
     "GOAWAY": (guards.STRAY_FRAME, lambda peer: repeat(goaway(0))),
     "late RST_STREAM": (guards.STRAY_FRAME, late_resets),
 }
+
+
+# What one of these costs, if not 1: fields beyond 64, KiB.
+COSTS = {"many fields": len(REQUEST) + 92 - 64, "many fields, the same": len(REQUEST) + 92 - 64, "long fields": 60}
 
 
 def how_many(peer: Peer, frames: Iterator[bytes], most: int) -> int:
@@ -124,9 +152,10 @@ def how_many(peer: Peer, frames: Iterator[bytes], most: int) -> int:
 @pytest.mark.parametrize("name", FLOODS)
 def test_10_5_a_flood_ends_the_connection_when_its_budget_is_spent(name: str) -> None:
     kind, make = FLOODS[name]
-    budget = guards.BUDGETS[kind]
+    budget = guards.BUDGETS[kind] // COSTS.get(name, 1)
     peer = server()
     open_stream(peer)
+    peer.send(frame(4, 1))  # it knows our SETTINGS
     taken = how_many(peer, make(peer), 3 * budget)
     # Streams that were opened in the interval let a client reset some more.
     assert taken == budget if kind != guards.RESET else budget <= taken <= 2 * budget
@@ -162,9 +191,51 @@ def test_10_5_the_same_spread_over_time_is_no_flood(name: str) -> None:
     open_stream(peer)
     frames = make(peer)
     for _ in range(3):
-        for _ in range(guards.BUDGETS[kind]):
+        for _ in range(guards.BUDGETS[kind] // COSTS.get(name, 1)):
             peer.conn.receive(next(frames))
         peer.conn.refill()
+    peer.sent()
+    peer.alive()
+
+
+def test_5_1_2_who_cannot_know_our_settings_may_open_more_streams() -> None:
+    peer = server(max_streams=1)
+    peer.conn.receive(b"".join(peer.request(stream) for stream in range(1, 1001, 2)))
+    refused = [item for item in peer.sent() if item.kind == RST_STREAM]
+    assert {item.code for item in refused} == {ErrorCode.REFUSED_STREAM}
+    assert len(refused) == 499
+    peer.alive()
+
+
+def test_10_5_a_ping_for_each_frame_of_data_is_no_flood() -> None:
+    """As grpc-go does, to estimate the bandwidth."""
+    peer = server(max_streams=10_000)
+    for stream in range(1, 2001, 2):
+        peer.conn.receive(peer.request(stream, end=True))
+        peer.conn.send_headers(peer.conn.streams[stream], block(RESPONSE))
+        peer.conn.send_data(peer.conn.streams[stream], b"answer", end=True)
+        peer.conn.receive(ping())
+        peer.sent()
+    peer.alive()
+
+
+def test_10_5_a_server_may_end_each_answer_with_an_empty_frame() -> None:
+    peer = client()
+    for _ in range(10_000):
+        stream = peer.conn.open_stream(block(REQUEST), end=True).id
+        peer.conn.receive(peer.headers(stream, RESPONSE) + data(stream, b"x") + data(stream, b""))
+        peer.conn.receive(peer.headers(stream, TRAILERS, end=True))
+        peer.sent()
+    peer.alive()
+
+
+def test_10_5_remembered_blocks_with_many_fields_cost_nothing() -> None:
+    peer = server(max_streams=10_000)
+    fields = [(b"x-%d" % number, b"") for number in range(90)]
+    peer.send(peer.request(1, *fields, end=True))
+    for stream in range(3, 4001, 2):
+        peer.conn.receive(peer.request(stream, *fields, end=True))
+        peer.conn.streams.clear()
     peer.sent()
     peer.alive()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from proxy.http2 import ErrorCode, Settings, Stream
+from proxy.http2.headers import intern_trailers
+from proxy.http2.sender import OUT_FULL
 from tests.http2.wire import (
     DATA,
     END_STREAM,
@@ -352,13 +354,46 @@ def test_data_waits_while_the_transport_is_full(peer: Peer) -> None:
     assert body(peer.sent()) == b"abcdef"
 
 
-def test_control_frames_and_headers_do_not_wait_for_the_transport(peer: Peer) -> None:
+def test_control_frames_and_heads_do_not_wait_for_the_transport(peer: Peer) -> None:
     stream = open_stream(peer)
     peer.conn.paused = True
-    peer.conn.send_trailers(stream, block(TRAILERS))
+    peer.conn.send_headers(stream, block(RESPONSE))
+    peer.sent()
+    assert peer.heads() == [(1, RESPONSE, False)]
+    peer.alive()
+
+
+@pytest.mark.parametrize("why", ["paused", "much output"])
+@pytest.mark.parametrize("window", [0, WINDOW])
+def test_trailers_wait_for_the_transport(peer: Peer, why: str, window: int) -> None:
+    """No window holds them back, and HPACK makes 60 KB of a few bytes."""
+    stream = open_stream(peer)
+    peer.conn.send_window = window
+    if why == "paused":
+        peer.conn.paused = True
+    else:
+        peer.conn._emit(bytes(OUT_FULL + 1))
+    peer.conn.send_trailers(stream, intern_trailers(TRAILERS))
+    assert peer.heads() == []
+    assert peer.conn.queued == sum(len(name) + len(value) + 32 for name, value in TRAILERS)
+    peer.conn.take_output()
+    peer.conn.wake.clear()
+    peer.conn.resume()
     peer.sent()
     assert peer.heads() == [(1, TRAILERS, True)]
-    peer.alive()
+    assert peer.conn.queued == 0
+    assert stream.local_closed
+
+
+def test_trailers_that_wait_are_counted_with_their_data(peer: Peer) -> None:
+    stream = open_stream(peer)
+    peer.conn.paused = True
+    peer.conn.send_data(stream, b"12345", end=False)
+    peer.conn.send_trailers(stream, intern_trailers(TRAILERS))
+    size = sum(len(name) + len(value) + 32 for name, value in TRAILERS)
+    assert peer.conn.queued == 5 + size
+    peer.conn.drop_backlog(stream)
+    assert peer.conn.queued == 0
 
 
 def test_end_stream_waits_with_its_data_while_the_transport_is_full(peer: Peer) -> None:

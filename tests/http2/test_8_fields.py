@@ -63,6 +63,8 @@ BAD_REQUESTS: list[tuple[str, Fields, str]] = [
     ("8.3 new pseudo field behind a new regular one", [*REQUEST[:2], (b"x-v", b"1"), *REQUEST[2:]], "wrong place"),
     ("8.3.1 neither :authority nor host", request(without=(b":authority",)), "neither"),
     ("8.3.1 empty :authority", request((b":authority", b"")), "neither"),
+    ("8.3.1 empty :authority beside host", request((b":authority", b""), (b"host", b"a")), ":authority is empty"),
+    ("8.3.1 HTTPS without authority", request((b":scheme", b"HTTPS"), without=(b":authority",)), "neither"),
     ("8.3.1 empty host", request((b"host", b""), without=(b":authority",)), "neither"),
     ("8.3.1 two hosts", [*REQUEST, (b"host", b"localhost"), (b"host", b"localhost")], "more than one host"),
     ("8.3.1 host and :authority differ", request((b"host", b"other")), "differ"),
@@ -124,11 +126,13 @@ def test_8_3_1_good_requests_pass(fields: Fields) -> None:
     ("fields", "reason"), [case[1:] for case in BAD_REQUESTS], ids=[case[0] for case in BAD_REQUESTS]
 )
 def test_8_bad_requests_are_stream_errors(fields: Fields, reason: str) -> None:
+    """The first time, the second, when the block is taken for one that comes again, and when it is remembered."""
     peer = server()
-    peer.stream_error(1, ErrorCode.PROTOCOL_ERROR, peer.headers(1, fields))
-    fault = peer.events("request", "stream fault")
-    assert [event[:3] for event in fault] == [("stream fault", 1, ErrorCode.PROTOCOL_ERROR)]
-    assert reason in fault[0][3]
+    for stream in (1, 3, 5, 7):
+        peer.stream_error(stream, ErrorCode.PROTOCOL_ERROR, peer.headers(stream, fields))
+        fault = peer.events("request", "stream fault")
+        assert [event[:3] for event in fault] == [("stream fault", stream, ErrorCode.PROTOCOL_ERROR)]
+        assert reason in fault[0][3]
 
 
 GOOD_RESPONSES: list[Fields] = [

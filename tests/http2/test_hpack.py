@@ -10,7 +10,8 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from proxy.http2 import HpackFault, huffman
 from proxy.http2.errors import HeaderBomb, HeaderListTooLarge
-from proxy.http2.hpack import STATIC_TABLE, Decoder, Sensitive
+from proxy.http2.hpack import MAX_FIELDS, STATIC_TABLE, Decoder, Sensitive
+from tests.http2.wire import server
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -162,6 +163,28 @@ def _tail(value: int) -> bytes:
         out += bytes((value & 127 | 128,))
         value >>= 7
     return out + bytes((value,))
+
+
+def test_6_10_trailers_are_forgotten_when_the_table_changes() -> None:
+    """The same bytes then mean another field."""
+    peer = server()
+    for stream, name in ((1, b"x-first"), (3, b"x-second"), (5, b"x-third")):
+        fields = [(name, b"value")]
+        peer.send(peer.request(stream, *fields))
+        trailers = peer.headers(stream, fields, end=True)
+        assert trailers[9:] == b"\xbe"
+        peer.events()
+        peer.send(trailers)
+        assert peer.events("trailers") == [("trailers", stream, fields)]
+        peer.conn.streams.clear()
+
+
+def test_10_5_1_a_list_of_too_many_fields_is_over_the_limit() -> None:
+    decoder = Decoder(2**20)
+    assert len(decoder.decode(b"\x82" * MAX_FIELDS)) == MAX_FIELDS
+    with pytest.raises(HeaderListTooLarge, match="fields"):
+        decoder.decode(b"\x82" * (MAX_FIELDS + 1))
+    assert decoder.decode(b"\x82") == [(b":method", b"GET")]
 
 
 @pytest.mark.parametrize(

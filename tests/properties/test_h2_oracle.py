@@ -196,9 +196,6 @@ DISAGREEMENTS = [
         lambda c: taken_section(c, "mismatched")
         and values(c, b"host")[0].lower() == values(c, b":authority")[0].lower(),
         True, set_(b"host", b"LOCALHOST")),
-    Row("host beside an empty :authority", "9113 8.3.1", "an empty one identifies no entity that could differ",
-        lambda c: taken_section(c, "mismatched") and values(c, b":authority") == [b""],
-        True, set_(b":authority", b"", (b"host", b"localhost"))),
     Row("no authority where none is needed", "9113 8.3.1", "only http and https make it mandatory",
         lambda c: taken_section(c, "does not have an :authority")
         and values(c, b":scheme")[0] not in (b"http", b"https"),

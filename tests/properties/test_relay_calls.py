@@ -90,7 +90,7 @@ class Pool:
         while self.queue and (conn := self.pick()) is not None:
             self.queue.pop(0).connected(conn)
 
-    def has_room(self) -> bool:
+    def has_places(self) -> bool:
         return self.pick() is not None
 
     def going_away(self, conn: Upstream) -> None:

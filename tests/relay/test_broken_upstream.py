@@ -114,6 +114,48 @@ ONE_STREAM: dict[str, tuple[Break, Code, str, ErrorCode]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("how", ["short", "long", "no trailers", "cut off"])
+async def test_8_1_1_an_answer_that_the_gate_ends_is_well_formed(how: str) -> None:
+    """Whatever length the upstream's said that it would have: a client that counts would lose the status."""
+    async with joined(backend := Backend()) as world:
+        client = world.client()
+        client.call(1)
+        conn = await backend.connection()
+        await conn.call(1)
+        head = conn.headers(1, [*RESPONSE, (b"content-length", b"10")])
+        rest = {
+            "short": data(1, b"abc") + conn.headers(1, TRAILERS, True),
+            "long": data(1, bytes(11)),
+            "no trailers": data(1, bytes(10), True),
+            "cut off": data(1, b"abc"),
+        }[how]
+        conn.send(head, rest)
+        await until(lambda: 1 in client.inbox.messages, "the head")
+        if how == "cut off":
+            conn.abort()
+        reply = await client.reply(1)
+        assert reply.status in (Code.INTERNAL, Code.UNAVAILABLE)
+        assert b"content-length" not in dict(reply.heads[0])
+
+
+@pytest.mark.parametrize("who", ["client", "upstream"])
+async def test_10_5_frames_with_nothing_in_them_go_no_further(who: str) -> None:
+    async with joined(backend := Backend()) as world:
+        client = world.client()
+        client.call(1, end=False)
+        conn = await backend.connection()
+        await conn.call(1, whole=False)
+        nothing = (data(1, b"") + wire.padded_data(1, b"", 5)) * 20
+        if who == "client":
+            client.feed(nothing, data(1, b"end", True))
+            await conn.call(1)
+            assert [item.payload for item in conn.inbox.of(wire.DATA)] == [b"request", b"end"]
+        else:
+            conn.send(conn.headers(1, RESPONSE), nothing, data(1, b"end"), conn.headers(1, TRAILERS, True))
+            await client.reply(1)
+            assert [item.payload for item in client.inbox.of(wire.DATA)] == [b"end"]
+
+
 def huge(conn: Served, stream: int) -> bytes:
     """A header section that a few small frames make larger than any that is taken."""
     table = conn.headers(stream, [*RESPONSE, (b"x-huge", b"v" * 3000)])

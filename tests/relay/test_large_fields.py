@@ -8,7 +8,8 @@ from typing import cast
 import pytest
 
 from proxy.http2 import Buffer
-from proxy.http2.roles import OUT_FULL
+from proxy.http2.sender import OUT_FULL
+from proxy.relay import room
 from proxy.relay.call import Call
 from proxy.relay.kept import SMALL
 from proxy.upstream.link import Link
@@ -59,6 +60,58 @@ async def test_a_call_lets_go_of_them_once_they_are_upstream(extra: Fields, room
             assert (await client.reply(stream)).status == 0
 
 
+@pytest.mark.parametrize("size", [4093, 4094, 4096, 4097])
+async def test_what_one_call_lets_go_of_others_still_have(size: int) -> None:
+    """A block that is remembered, and whose scheme grows to `http`, of a call that waited until its read was parsed."""
+    head = [(name, b"a" if name == b":scheme" else value) for name, value in CALL]
+    taken = sum(len(name) + len(value) + 32 for name, value in head)
+    head.append((b"x-pad", b"p" * (size - taken - 32 - 5)))
+    async with joined(backend := Backend()) as world:
+        client = world.client()
+        conn = await backend.connection()
+        for stream in (1, 3, 5, 7):
+            block = client._encoder.encode(head)
+            client.feed(
+                wire.frame(HEADERS, END_HEADERS, stream + 100 * stream, block),
+                wire.rst_stream(stream + 100 * stream),
+                wire.frame(HEADERS, END_HEADERS | END_STREAM, stream + 100 * stream + 2, block),
+            )
+        await until(lambda: len(conn.calls) == 5, "the calls, and the first of those that are cancelled")
+        assert {len(call.heads[0]) for call in conn.calls.values()} == {len(head)}
+        for stream in list(conn.calls):
+            conn.answer(stream)
+
+
+async def test_trailers_wait_while_the_upstream_takes_nothing() -> None:
+    backend = Backend()
+    async with joined(backend, upstream_connections=1) as world:
+        client = world.client()
+        client.call(1, end=False)
+        conn = await backend.connection()
+        await conn.call(1, whole=False)
+        link = first_link(world)
+        link.pause_writing()
+        fields = b"".join(map(literal, IDS[:4]))
+        client.feed(wire.frame(HEADERS, END_HEADERS | END_STREAM, 1, fields))
+        await settle()
+        assert len(conn.calls[1].heads) == 1
+        assert client.conn.stuck > 12_000
+        link.resume_writing()
+        await conn.call(1)
+        assert conn.calls[1].heads[1] == IDS[:4]
+        assert client.conn.stuck == 0
+
+
+async def test_trailers_of_calls_that_wait_are_counted() -> None:
+    backend = Backend((wire.MAX_CONCURRENT_STREAMS, 0))
+    async with joined(backend, upstream_connections=1) as world:
+        client = world.client()
+        client.call(1, end=False)
+        before = world.relay.held_bytes
+        client.feed(wire.frame(HEADERS, END_HEADERS | END_STREAM, 1, b"".join(map(literal, IDS[:4]))))
+        assert world.relay.held_bytes > before + 12_000
+
+
 async def test_such_a_call_is_not_sent_again() -> None:
     backend = Backend()
     async with joined(backend, upstream_connections=2) as world:
@@ -83,7 +136,9 @@ def remembered(client: Caller, count: int, first: int) -> bytes:
 
 def literal(field: tuple[bytes, bytes]) -> bytes:
     name, value = field
-    return b"\x00" + bytes((len(name),)) + name + bytes((len(value),)) + value
+    more = len(value) - 127
+    length = bytes((len(value),)) if more < 0 else b"\x7f" + bytes((more & 127 | 128, more >> 7))
+    return b"\x00" + bytes((len(name),)) + name + length + value
 
 
 async def test_little_of_what_decodes_large_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +179,24 @@ async def test_an_upstream_whose_buffer_is_full_gets_no_calls() -> None:
         await conn.call(1)
         conn.answer(1)
         assert (await client.reply(1)).status == 0
+
+
+async def test_nobody_loses_an_idle_call_to_a_buffer_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no lack of places, and ending calls would make none."""
+    monkeypatch.setattr(room, "IDLE_SECONDS", 0.0)
+    backend = Backend()
+    async with joined(backend, upstream_connections=1) as world:
+        idle, other = world.client(), world.client()
+        idle.feed(*[idle.head(stream) for stream in range(1, 9, 2)])
+        first_link(world).pause_writing()
+        other.call(1)
+        await asyncio.sleep(3 * room.LOOK_SECONDS)
+        assert idle.inbox.messages == {}
+        first_link(world).resume_writing()
+        conn = await backend.connection()
+        await conn.call(9)
+        conn.answer(9)
+        assert (await other.reply(1)).status == 0
 
 
 async def test_the_calls_of_others_go_to_another_connection_meanwhile() -> None:

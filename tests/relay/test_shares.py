@@ -254,6 +254,61 @@ async def test_an_upstream_that_was_sent_many_resets_gets_no_more_calls() -> Non
         assert len(backend.conns) == 2
 
 
+async def test_calls_that_never_end_on_connections_that_are_given_up_keep_nobody_out() -> None:
+    """A client has connections retired with resets that cost it nothing, and holds each of them with one call."""
+    backend = Backend()
+    async with joined(backend, upstream_connections=2) as world:
+        greedy, good = world.client(), world.client()
+        for number in range(6):
+            greedy.feed(greedy.head(number * 2 + 1), wire.data(number * 2 + 1, b"x"))
+            conn = await backend.connection(number)
+            await conn.call(1, whole=False)
+            upstream = world.pool.ready[0]
+            upstream.retire()
+            world.pool.going_away(upstream)
+            await until(lambda want=number + 2: len(backend.conns) == want, "the next connection")  # type: ignore[misc]
+            await until(lambda: bool(world.pool.ready), "it to be ready")
+        assert len(world.pool.links) <= 4
+        good.call(1)
+        conn = await backend.connection(6)
+        await conn.call(1)
+        conn.answer(1)
+        assert (await good.reply(1)).status == 0
+        ended = [message for message in greedy.inbox.messages.values() if message.over]
+        assert {message.status for message in ended} == {Code.UNAVAILABLE}
+        assert all("finish theirs" in message.words for message in ended)
+        assert len(ended) == 3
+        greedy.alive()
+
+
+# -- bytes of those that wait
+
+
+async def test_who_holds_most_gives_way_when_too_much_waits() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 0))
+    async with joined(backend, upstream_connections=1, pending_bytes=1_000_000) as world:
+        greedy, good = world.client(), world.client()
+        for stream in range(1, 9, 2):
+            greedy.call(stream, bytes(240_000), end=False)
+        good.call(1, bytes(60_000))
+        assert good.inbox.messages == {}
+        (ended,) = [message for message in greedy.inbox.messages.values() if message.over]
+        assert ended.status == Code.RESOURCE_EXHAUSTED
+        assert "limits.pending_bytes" in ended.words
+        assert world.relay.held_bytes == 3 * 240_000 + 60_000
+
+
+async def test_a_client_that_holds_most_itself_is_refused() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 0))
+    async with joined(backend, upstream_connections=1, pending_bytes=1_000_000) as world:
+        greedy, good = world.client(), world.client()
+        good.call(1, bytes(60_000))
+        for stream in range(1, 11, 2):
+            greedy.call(stream, bytes(240_000), end=False)
+        assert good.inbox.messages == {}
+        assert [stream for stream, message in greedy.inbox.messages.items() if message.over] == [7, 9]
+
+
 async def test_a_full_queue_has_a_place_for_the_next_client() -> None:
     backend = Backend((MAX_CONCURRENT_STREAMS, 1))
     async with joined(backend, upstream_connections=1, pending_requests=4) as world:

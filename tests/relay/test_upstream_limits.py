@@ -185,6 +185,22 @@ async def test_6_5_2_request_trailers_are_counted_too() -> None:
         client.alive()
 
 
+async def test_6_5_2_those_of_a_call_that_waited_too() -> None:
+    backend = Backend((MAX_HEADER_LIST_SIZE, 1000), (MAX_CONCURRENT_STREAMS, 0))
+    async with joined(backend, upstream_connections=1) as world:
+        client = world.client()
+        client.call(1, end=False)
+        trailers = b"\0\x01x\x7f" + bytes((1000 - 127 & 127 | 128, 1000 - 127 >> 7)) + b"v" * 1000
+        client.feed(wire.frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 1, trailers))
+        conn = await backend.connection(0)
+        conn.send(settings((MAX_CONCURRENT_STREAMS, 1)))
+        reply = await client.reply(1)
+        assert reply.status == Code.RESOURCE_EXHAUSTED
+        assert "MAX_HEADER_LIST_SIZE" in reply.words
+        await until(lambda: conn.calls[1].reset is not None, "the request to be cancelled")
+        assert len(conn.calls[1].heads) == 1
+
+
 LARGE = (b"x-large", b"v" * 1000)
 
 
