@@ -27,8 +27,9 @@ from proxy.telemetry.log import throttled
 from proxy.telemetry.metrics import EMPTY_RECORDS, STALLED_HANDSHAKE, UNREAD_OUTPUT, Counters
 from proxy.tls import reasons
 from proxy.tls.handshakes import Handshakes
+from proxy.tls.protocols import Session
 from proxy.tls.reasons import Reason
-from proxy.tls.shell import Session, Shell
+from proxy.tls.shell import Shell
 
 _BACKLOG = 1024
 _SWEEP_SECONDS = 1.0
@@ -64,7 +65,8 @@ class Listener:
         self.context = context
         self._certificate_expiry = certificate_expiry
         self.relay = relay
-        self.begin: Callable[[], None] = relay.begin
+        self.begin: Callable[[], float] = relay.begin
+        self.reads = 0
         self.flush: Callable[[], None] = relay.flush
         self.flush_soon: Callable[[], None] = relay.flush_soon
         self.handshakes = Handshakes(self._work, self._give_up)

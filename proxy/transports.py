@@ -5,10 +5,14 @@ import fcntl
 import termios
 
 
-def let_others_read(transport: asyncio.Transport) -> None:
-    """Read on in the next turn of the event loop: it would go on while a socket has more, 32 times."""
+def let_others_read(transport: asyncio.Transport, seconds: float = 0.0) -> None:
+    """Read on in the next turn of the event loop, which would go on while a socket has more, 32 times; or later."""
     transport.pause_reading()
-    asyncio.get_running_loop().call_soon(_read_on, transport)
+    loop = asyncio.get_running_loop()
+    if seconds:
+        loop.call_later(seconds, _read_on, transport)
+    else:
+        loop.call_soon(_read_on, transport)
 
 
 def _read_on(transport: asyncio.Transport) -> None:

@@ -182,7 +182,7 @@ class Connection(Control):
                 if (
                     stream is not None
                     and pos <= end
-                    and 0 < length <= stream.recv_window
+                    and 4 < length <= stream.recv_window
                     and stream.expect == -1
                     and not stream.remote_closed
                     and (server or stream.head_seen)
@@ -237,8 +237,9 @@ class Connection(Control):
         if self.recv_window < self._recv_low:
             self._replenish()
         left = length - len(chunk)
-        if not (length or end):
-            self._spend(guards.EMPTY_DATA)
+        if length < 5 and not end:
+            # Not even gRPC's prefix of a message. Frames cost the same however short they are.
+            self._spend(guards.SHORT_DATA if length else guards.EMPTY_DATA)
         if stream is None or stream.remote_closed:
             self._stray_data(stream_id, stream, length)
             stream = None

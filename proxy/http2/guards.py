@@ -12,6 +12,7 @@ SETTINGS: Final = "settings"
 PRIORITY: Final = "priority"
 WINDOW_UPDATE: Final = "window_update"
 EMPTY_DATA: Final = "empty_data"
+SHORT_DATA: Final = "short_data"
 UNKNOWN_FRAME: Final = "unknown_frame"
 STRAY_FRAME: Final = "stray_frame"
 RESET: Final = "rapid_reset"
@@ -19,6 +20,7 @@ PROVOKED_RESET: Final = "provoked_reset"
 LARGE_HEADERS: Final = "large_headers"
 MANY_FIELDS: Final = "many_fields"
 LONG_FIELDS: Final = "long_fields"
+REFUSED_CALL: Final = "refused_call"
 CONTINUATION: Final = "continuation"
 UNREAD: Final = "unread_replies"
 UNREAD_ANSWERS: Final = "unread_answers"
@@ -34,6 +36,10 @@ BUDGETS: Final = {
     # Besides these, two for each DATA frame that we sent: a simple client answers each, for stream and connection.
     WINDOW_UPDATE: 5_000,
     EMPTY_DATA: 200,
+    # Of 1 to 4 bytes: what is left of a message when windows cut it, and little else.
+    SHORT_DATA: 5_000,
+    # That are no gRPC, or of a malformed deadline, and are answered here: a client has no use for many.
+    REFUSED_CALL: 1_000,
     UNKNOWN_FRAME: 200,
     # GOAWAY, acknowledgements, and what comes for a stream that is closed: races bring some of these.
     STRAY_FRAME: 1000,

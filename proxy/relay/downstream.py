@@ -20,6 +20,7 @@ from proxy.http2 import (
     Stream,
     Trailers,
     error_name,
+    guards,
 )
 from proxy.http2.headers import list_size
 from proxy.http2.hpack import MAX_FIELDS
@@ -137,6 +138,7 @@ class Downstream(ServerConnection):
         assert facts.refusal is not None
         if call.done:
             return  # what still comes of the request is dropped
+        self._spend(guards.REFUSED_CALL)
         call.responding = True
         self.send_headers(call, facts.refusal, end=not facts.refusal_body)
         if facts.refusal_body:

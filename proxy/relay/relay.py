@@ -90,9 +90,10 @@ class Relay:
         self._room: Room[Call] = Room()
         self._room_timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
+    def begin(self) -> float:
         """Something happens: take its time."""
         self.now = monotonic()
+        return self.now
 
     def flush(self) -> None:
         """Write the output of every connection that has any, once; close those that have ended."""

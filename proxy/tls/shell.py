@@ -12,19 +12,20 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Protocol, cast
+from time import monotonic, thread_time
+from typing import cast
 
 from proxy import transports
 from proxy.http2 import Buffer
-from proxy.telemetry.metrics import Counters
 from proxy.tls import reasons
 from proxy.tls.addresses import network
-from proxy.tls.handshakes import Handshakes
+from proxy.tls.protocols import Host, Session
 from proxy.tls.reasons import Reason
+from proxy.tls.turns import SIZES, Turns
 
-_READ_BYTES = 131_072
+_READ_BYTES = SIZES[-1]
+_MEASURED_BYTES = 512  # what is shorter can't take long
 _VIEW_FROM = 16_384
-_FULL_READS = 2
 _EMPTY_RECORDS = 100  # in the life of a connection: RFC 8446 section 5.5 wants a new key after 2^24 records
 _RECORD_BYTES = 16_640  # the longest TLS record with its overhead
 _PLAIN_BYTES = 16_384  # the most that one record carries
@@ -39,56 +40,16 @@ _UNREAD_LIMIT = 4 * 1024 * 1024
 # One buffer for all connections: the event loop fills it and calls buffer_updated before it asks for it again.
 _read_buffer = memoryview(bytearray(_READ_BYTES))
 _hello_buffer = _read_buffer[:_HELLO_BYTES]
+_buffers = [_read_buffer[:size] for size in SIZES]
 # What was decrypted of one read and of the record that it completed.
 _plain_buffer = memoryview(bytearray(_READ_BYTES + _RECORD_BYTES))
-
-
-class Session(Protocol):
-    """What runs on top of an open TLS connection."""
-
-    paused: bool
-
-    def receive(self, data: bytes | memoryview) -> None: ...
-
-    def resume(self) -> None: ...
-
-    def lost(self) -> None: ...
-
-
-class Host(Protocol):
-    """What all connections of a listener share."""
-
-    context: ssl.SSLContext
-    counters: Counters
-    begin: Callable[[], None]
-    flush: Callable[[], None]
-    flush_soon: Callable[[], None]  # the same, where what was received is no view
-    handshakes: Handshakes
-
-    def opened(self, shell: Shell) -> None: ...
-
-    def established(self, shell: Shell, tls: ssl.SSLObject) -> Session | Reason: ...
-
-    def proved(self, shell: Shell) -> None: ...
-
-    def failed(self, shell: Shell, reason: Reason) -> None: ...
-
-    def unread(self, shell: Shell, limit: int) -> None: ...
-
-    def empty_records(self, shell: Shell, limit: int) -> None: ...
-
-    def unsettled(self, received: int) -> None: ...
-
-    def ending(self, shell: Shell) -> None: ...
-
-    def closed(self, shell: Shell) -> None: ...
-
 
 
 class Shell(asyncio.BufferedProtocol):
     """See the module. `since` is when the connection was accepted, in the loop's time."""
 
     __slots__ = (
+        "_buffer",
         "_closing",
         "_cut",
         "_empty_records",
@@ -104,6 +65,7 @@ class Shell(asyncio.BufferedProtocol):
         "_start",
         "_tls",
         "_transport",
+        "_turns",
         "_young",
         "idle_mark",
         "network",
@@ -122,6 +84,8 @@ class Shell(asyncio.BufferedProtocol):
         self._closing = False
         self._got_data = False
         self._linger: asyncio.TimerHandle | None = None
+        self._turns: Turns | None = None
+        self._buffer = _buffers[-1]
         self._full_reads = 0  # one after another
         self._empty_records = 0
         self.session: Session | None = None
@@ -147,7 +111,7 @@ class Shell(asyncio.BufferedProtocol):
         self._young = 0
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _hello_buffer if self.session is None else _read_buffer
+        return _hello_buffer if self.session is None else self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing:
@@ -158,17 +122,40 @@ class Shell(asyncio.BufferedProtocol):
             self._young -= 1
             host.unsettled(nbytes)
         if self.session is not None:
-            host.begin()
-            self._decrypt(self.session, _read_buffer[:nbytes])
-            host.flush_soon()
-            self._full_reads = self._full_reads + 1 if nbytes == _READ_BYTES else 0
-            if self._full_reads == _FULL_READS and self._transport is not None and not self._closing:
-                self._full_reads = 0
-                transports.let_others_read(self._transport)
+            began = host.begin()
+            host.reads += 1
+            if nbytes >= _MEASURED_BYTES:
+                self._take_turn(self.session, nbytes, began)
+            else:
+                self._decrypt(self.session, _read_buffer[:nbytes])
+                host.flush_soon()
         elif self._hold:
             self._held_back(bytes(_read_buffer[:nbytes]))
         else:
             self._begin(bytes(_read_buffer[:nbytes]))
+
+    def _take_turn(self, session: Session, nbytes: int, began: float) -> None:
+        """Work on a read, and see that it doesn't take the time of others."""
+        host = self._host
+        turns = self._turns
+        if turns is None:
+            turns = self._turns = Turns(host.reads - 1)
+        exact = turns.suspect
+        if exact:
+            began = thread_time()
+        full = nbytes == len(self._buffer)
+        self._decrypt(session, _read_buffer[:nbytes])
+        host.flush_soon()
+        now = monotonic()
+        pause = turns.note((thread_time() if exact else now) - began, now, full, host.reads)
+        self._buffer = _buffers[turns.size]
+        self._full_reads = self._full_reads + 1 if full else 0
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        if pause or turns.ends_turn(full, self._full_reads):
+            self._full_reads = 0
+            transports.let_others_read(transport, pause)
 
     def eof_received(self) -> None:
         """Closing a TCP connection without close_notify may cut a message short, but HTTP/2 frames say so."""

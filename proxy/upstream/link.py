@@ -44,7 +44,7 @@ class Link(asyncio.BufferedProtocol):
         self,
         make_conn: Callable[[], UpstreamConnection],
         counters: Counters,
-        before_read: Callable[[], None],
+        before_read: Callable[[], object],
         after_read: Callable[[], None],
         on_lost: Callable[[Link, str], None],
     ) -> None:

@@ -53,7 +53,7 @@ class Pool:
         self,
         address: Address,
         new_link: Callable[[Pool], Link],
-        before: Callable[[], None],
+        before: Callable[[], object],
         after: Callable[[], None],
         *,
         max_connections: int,

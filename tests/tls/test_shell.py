@@ -7,6 +7,7 @@ import gc
 import itertools
 import ssl
 import weakref
+from time import monotonic
 from typing import Any, cast
 
 import pytest
@@ -92,12 +93,14 @@ class Host:
         self.reasons: list[str] = []
         self.proof = 0
         self.unsettled_bytes = 0
+        self.reads = 0
 
     def _work(self) -> int:
         self.counters.downstream_received += 1 if self.others else 0
         return self.counters.downstream_received - self.unsettled_bytes
 
-    def begin(self) -> None: ...
+    def begin(self) -> float:
+        return monotonic()
 
     def flush(self) -> None: ...
 
