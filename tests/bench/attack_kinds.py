@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from proxy.http2 import frames
 
-from . import attack_shake, attack_slow
+from . import attack_costly, attack_shake, attack_slow
 from .attack_wire import RECORD, REQUEST, Attack, flood, headers, ids, literal, loopback, opening
 
 _CANCEL = 8
@@ -236,6 +236,17 @@ _ALL = (
          hpack_resize),
     Kind("hpack-unique", "requests of 200 fields, answered, no two header blocks alike", "RFC 9113 10.5.1", "requests",
          hpack_unique),
+    Kind("refused-calls", "HEAD requests, which the proxy answers itself", "RFC 9113 10.5", "requests",
+         attack_costly.refused_calls),
+    Kind("hpack-references", "the same with 240 references to the static table", "RFC 9113 10.5.1", "requests",
+         attack_costly.references),
+    Kind("short-data", "DATA of one byte, on one open call", "RFC 9113 10.5", "frames", attack_costly.short_data),
+    Kind("data-behind-reset", "the same on a stream that the proxy has reset", "RFC 9113 5.4.2", "frames",
+         attack_costly.data_behind_reset),
+    Kind("body-of-refused", "the same on a request that the proxy has refused", "RFC 9113 8.1", "frames",
+         attack_costly.body_of_refused),
+    Kind("deadlines", "calls with a deadline of a millisecond, which end in resets upstream", "CVE-2025-8671",
+         "streams", attack_costly.deadlines),
     Kind("zero-window", "answers of 1 MiB asked for and never given a window", "CVE-2019-9517", "answers",
          attack_slow.zero_window),
     Kind("slow-reader", "windows wide open, and a socket that is never read", "CVE-2019-9517", "requests",

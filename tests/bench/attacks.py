@@ -11,6 +11,7 @@ than how this machine's cores were shared out: compare proxies within one run.
 
     attack_wire.py     connections and bytes of the attacking process
     attack_kinds.py    the attacks, and the attacking process
+    attack_costly.py   those whose frames are lawful, and dear to work on
     attack_slow.py     those that hold something on a connection: streams, answers
     attack_shake.py    those on the way to a connection
     attack_client.py   the good client
