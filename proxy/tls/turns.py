@@ -3,17 +3,17 @@
 Each turn of the event loop reads once from every connection that has sent something. Bytes differ in what they cost by
 a factor of fifty, so that a client could make its turns long and those of the others rare. Therefore:
 
-- A connection is read a little at a time while its bytes are dear, and at first.
+- A connection is read a little at a time while its bytes are dear.
 - Who has had much of the time lately, while others had work too, pauses for as long as it has had.
 """
 
 from __future__ import annotations
 
 SIZES = (2_048, 8_192, 32_768, 131_072)
-_FIRST = 2
+_FIRST = 3
 _LARGEST = len(SIZES) - 1
 DEAR_SECONDS = 0.002  # for one read: then the next one is smaller
-CHEAP_SECONDS = 0.0005
+CHEAP_SECONDS = 0.001
 WINDOW_SECONDS = 0.010
 MOST_SECONDS = 0.0025  # of a window, or at once
 

@@ -35,28 +35,35 @@ class World:
         self.reads += reads
 
 
-def test_reads_grow_while_they_are_full_and_cheap() -> None:
+def shrunk() -> World:
     world = World()
+    for _ in SIZES:
+        world.read(2 * DEAR_SECONDS)
+    return world
+
+
+def test_reads_grow_while_they_are_full_and_cheap() -> None:
+    world = shrunk()
     sizes = [SIZES[world.turns.size]]
-    for _ in range(3):
+    for _ in range(4):
         world.read(CHEAP_SECONDS / 2)
         sizes.append(SIZES[world.turns.size])
-    assert sizes == [32_768, 131_072, 131_072, 131_072]
+    assert sizes == [2_048, 8_192, 32_768, 131_072, 131_072]
 
 
 def test_small_reads_say_nothing_about_larger_ones() -> None:
-    world = World()
+    world = shrunk()
     for _ in range(5):
         world.read(CHEAP_SECONDS / 2, full=False)
-    assert SIZES[world.turns.size] == 32_768
+    assert SIZES[world.turns.size] == 2_048
 
 
 def test_reads_shrink_while_they_are_dear() -> None:
     world = World()
-    for size in (8_192, 2_048, 2_048):
+    for size in (32_768, 8_192, 2_048, 2_048):
         world.read(2 * DEAR_SECONDS)
         assert SIZES[world.turns.size] == size
-    world.read(DEAR_SECONDS / 2)
+    world.read(DEAR_SECONDS * 0.9)
     assert SIZES[world.turns.size] == 2_048
     world.read(CHEAP_SECONDS / 2)
     assert SIZES[world.turns.size] == 8_192
@@ -113,11 +120,11 @@ def test_others_that_had_work_before_do_not_count() -> None:
 
 def test_others_are_looked_at_after_two_full_reads_or_one_small_one() -> None:
     world = World()
-    assert world.turns.ends_turn(full=True, times=1)
-    assert not world.turns.ends_turn(full=False, times=0)
-    world.read(CHEAP_SECONDS / 2)
     assert not world.turns.ends_turn(full=True, times=1)
     assert world.turns.ends_turn(full=True, times=2)
+    world = shrunk()
+    assert world.turns.ends_turn(full=True, times=1)
+    assert not world.turns.ends_turn(full=False, times=0)
 
 
 @given(st.lists(st.tuples(st.floats(0.00001, 0.1), st.booleans(), st.booleans()), max_size=50))
