@@ -84,6 +84,7 @@ class Connection(Control):
         self._decoder = Decoder(header_list)
         self._heads: dict[bytes, HeaderBlock] = {}
         self._trailers: dict[bytes, HeaderBlock] = {}
+        self._known_size = 0  # bytes of fields of the blocks that are remembered
         self._once: set[int] = set()  # hashes of blocks that were seen and not remembered
         self._partial = b""
         self.opened = False  # the peer's preface has come
@@ -315,8 +316,12 @@ class Connection(Control):
             self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
             return
         self._check_not_idle(stream_id, "DATA")
-        if length < _SHORT:
-            self._spend(guards.STRAY_FRAME)
+        if length < _SHORT and self.server:
+            # What was on its way when we ended the stream is lawful, and may be many small messages.
+            if self.stray_allowed:
+                self.stray_allowed -= 1
+            else:
+                self._spend(guards.STRAY_FRAME)
         if stream_id not in self.resets and stream_id <= self.goaway_last:
             self._spend(guards.PROVOKED_RESET)
             self._reply(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
@@ -407,34 +412,37 @@ class Connection(Control):
             self._spend(guards.LARGE_HEADERS)
         if decoder.generation != generation:
             # The block changed the table: it, and what was decoded before, would mean something else next time.
-            self._heads.clear()
-            self._trailers.clear()
+            self._forget_blocks()
         elif result is not None and passing is None and len(block) <= _DECODED_BYTES and result.size <= _DECODED_SIZE:
             self._remember(block, result, known)
             return result, None
         if result is not None:
-            self._spend_fields(result, passing)
+            self._spend_fields(result, passing, len(block))
         return result, passing
 
     def _remember(self, block: bytes, result: HeaderBlock, known: dict[bytes, HeaderBlock]) -> None:
-        if not known:
-            self._known_size = 0
         self._known_size += result.size
         if len(known) >= _DECODED_BLOCKS or self._known_size > _DECODED_SIZES:
-            known.clear()
+            self._forget_blocks()
             self._known_size = result.size
         known[block] = result
 
-    def _spend_fields(self, result: HeaderBlock, passing: Passing | None) -> None:
-        """Many or long fields that are not found again are work each time, here and where they are sent."""
+    def _forget_blocks(self) -> None:
+        self._heads.clear()
+        self._trailers.clear()
+        self._known_size = 0
+
+    def _spend_fields(self, result: HeaderBlock, passing: Passing | None, length: int) -> None:
+        """Many fields that are not found again are work each time, here and where they are sent; so are long ones of
+        which the block, of this length, has only a few bytes."""
         count, size = len(result.fields), result.size
         if passing is not None:
             count += len(passing.fields)
             size += passing.size_bound
         if count > guards.MANY:
             self._spend(guards.MANY_FIELDS, count - guards.MANY)
-        if size > _DECODED_SIZE:
-            self._spend(guards.LONG_FIELDS, size // 1024)
+        if size > _DECODED_SIZE and size > 2 * length:
+            self._spend(guards.LONG_FIELDS, (size - length) // 1024)
 
     def _seen_before(self, block: bytes) -> bool:
         once, mark = self._once, hash(block)

@@ -32,6 +32,8 @@ class Control(Sender):
         "spenders",
     )
 
+    max_streams: int
+
     def __init__(self, wake: list[Sender], stream_window: int) -> None:
         super().__init__(wake, stream_window)
         self._budgets = guards.BUDGETS if self.server else guards.OF_SERVERS
@@ -70,7 +72,7 @@ class Control(Sender):
             opened, data_sent = self._spending_from
             opened = (self._requests or self.last_local_id >> 1) - opened
             if kind == guards.RESET:
-                budget += opened // 2
+                budget = max(budget, self.max_streams) + opened // 2
             elif kind == guards.EMPTY_DATA:
                 budget += opened
             elif kind == guards.PROVOKED_RESET and not self.settings_acked:

@@ -134,7 +134,7 @@ class ClientConnection(Connection):
 
         None while the output is full: no window holds back HEADERS, and small blocks can decode to large ones.
         """
-        return 0 if self.paused or self.out_size > OUT_FULL else self.places()
+        return 0 if self.full or self.out_size > OUT_FULL else self.places()
 
     def places(self) -> int:
         """The same, whatever the output."""

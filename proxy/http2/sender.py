@@ -25,6 +25,7 @@ OUT_FULL = 1_048_576
 _ENCODED_BLOCKS = 64
 _ENCODED_BYTES = 1024
 _RESETS_REMEMBERED = 512
+_IN_FLIGHT = 1024  # small frames of a stream that may be on their way when we end it
 
 
 class Sender:
@@ -42,6 +43,7 @@ class Sender:
         "credit_received",
         "data_sent",
         "dirty",
+        "full",
         "goaway_last",
         "last_local_id",
         "last_remote_id",
@@ -52,6 +54,7 @@ class Sender:
         "queued",
         "resets",
         "send_window",
+        "stray_allowed",
         "stream_window",
         "streams",
         "stuck",
@@ -68,6 +71,7 @@ class Sender:
         self.data_sent = 0  # DATA frames
         self.credit_received = 0  # bytes that WINDOW_UPDATE has given the connection
         self.paused = False
+        self.full = False  # paused, and the transport holds much besides
         self.closed = False
         self.goaway_last = frames.MAX_STREAM_ID  # streams above it are ignored
         self.peer = Settings()
@@ -75,6 +79,7 @@ class Sender:
         self.streams: dict[int, Stream] = {}
         self.blocked: dict[Stream, None] = {}
         self.resets: dict[int, None] = {}  # streams that we reset: frames for them may still be on their way
+        self.stray_allowed = 0  # small DATA frames that may still come for streams that we have ended
         self.last_local_id = 0
         self.last_remote_id = 0
         self.stream_window = stream_window
@@ -317,7 +322,7 @@ class Sender:
 
     def resume(self) -> None:
         """The transport takes output again."""
-        self.paused = False
+        self.paused = self.full = False
         if self.send_window <= 0:
             for stream in list(self.blocked):
                 self.pump_stream(stream)  # what ends with an empty frame needs no window
@@ -362,6 +367,7 @@ class Sender:
             self._remove(stream)
 
     def remember_reset(self, stream_id: int) -> None:
+        self.stray_allowed = min(self.stray_allowed + _IN_FLIGHT, 64 * _IN_FLIGHT)
         resets = self.resets
         resets[stream_id] = None
         if len(resets) > _RESETS_REMEMBERED:

@@ -40,6 +40,11 @@ _MORE_THAN_TAKEN = 2  # bytes that may wait for a client, for each that it has t
 _WIDE_CALLS = 16  # how many calls get a wide window at once after one that had use for it
 
 
+def _shared(client: Downstream) -> int:
+    """Bytes that calls of this client's address hold, where there are other addresses."""
+    return 0 if client.account.alone else client.account.held_bytes
+
+
 class Downstream(ServerConnection):
     """One client's HTTP/2 connection. `peer_name` is its address, `identity` who its certificate says it is."""
 
@@ -165,9 +170,10 @@ class Downstream(ServerConnection):
     def _bound_held(self, call: Call) -> None:
         relay = self.relay
         while relay.held_bytes > relay.limits.pending_bytes and not call.done:
-            most = max(relay.clients, key=lambda client: client.held_bytes)
-            # Who holds most gives way, lest a few clients have the calls of all others refused.
-            heaviest = call if self.held_bytes >= most.held_bytes else most.heaviest_held()
+            # Who holds most gives way, lest a few clients have the calls of all others refused: of the heaviest
+            # address its heaviest connection; the one that asks, where it is as heavy.
+            most = max(relay.clients, key=lambda client: (_shared(client), client.held_bytes, client is self))
+            heaviest = call if most is self else most.heaviest_held()
             heaviest.answer(
                 Code.RESOURCE_EXHAUSTED,
                 f"calls that wait for upstream {relay.pool.address} hold {relay.limits.pending_bytes} bytes "
@@ -203,6 +209,7 @@ class Downstream(ServerConnection):
     def hold(self, size: int) -> None:
         """So many bytes more, or less, wait for an upstream connection."""
         self.held_bytes += size
+        self.account.held_bytes += size
         self.relay.held_bytes += size
 
     def on_stuck(self, call: Call) -> None:  # type: ignore[override]
@@ -315,3 +322,5 @@ class Downstream(ServerConnection):
         self.granted_requests = 0
         if leaves:
             self.relay.accounts.leave(self.account)
+            if self.relay.pool.waiting:
+                self.relay.room_appeared = True  # the shares of those who are left may have grown

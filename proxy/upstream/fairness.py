@@ -42,13 +42,15 @@ class Accounts:
 
 
 class Account:
-    """All connections of one address. `carried`: how many of their calls are on an upstream connection."""
+    """All connections of one address. `carried`: how many of their calls are on an upstream connection; `held_bytes`:
+    what those that wait for one hold."""
 
-    __slots__ = ("_all", "address", "carried", "connections")
+    __slots__ = ("_all", "address", "carried", "connections", "held_bytes")
 
     def __init__(self, address: str, accounts: Accounts) -> None:
         self.address = address
         self.carried = 0
+        self.held_bytes = 0
         self.connections = 0
         self._all = accounts
 

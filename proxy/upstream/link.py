@@ -19,6 +19,7 @@ _READ_BYTES = 131_072
 _VIEW_FROM = 16_384
 _FULL_READS = 4
 _UNREAD_LIMIT = 16 * 1024 * 1024
+_FULL = _UNREAD_LIMIT // 2  # from then on the connection takes no further calls
 _LINGER_SECONDS = 1.0
 
 
@@ -123,11 +124,14 @@ class Link(asyncio.BufferedProtocol):
         if transport is None or self._closing:
             return
         self._counters.upstream_sent += size
-        if self.conn.paused and transport.get_write_buffer_size() > _UNREAD_LIMIT:
-            # DATA waits in the streams while the transport is full; these are heads and resets without end.
-            self.why = f"it left {_UNREAD_LIMIT} bytes unread"
-            transport.abort()
-            return
+        if self.conn.paused:
+            # DATA and trailers wait in the streams while the transport is full; these are heads and resets.
+            waiting = transport.get_write_buffer_size()
+            if waiting > _UNREAD_LIMIT:
+                self.why = f"it left {_UNREAD_LIMIT} bytes unread"
+                transport.abort()
+                return
+            self.conn.full = waiting > _FULL
         transport.write(b"".join(out))
 
     def close(self, why: str, orderly: bool = False) -> None:

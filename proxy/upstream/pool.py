@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from proxy.config.model import Address
 from proxy.spawn import spawn
 from proxy.telemetry.log import throttled
 from proxy.upstream import fairness
-from proxy.upstream.fairness import SHARE, Line, Owner, may_have
+from proxy.upstream.fairness import SHARE, Line, Owner, may_have, party
 from proxy.upstream.link import Link, UpstreamConnection
 
 _log = logging.getLogger("tensorgate")
@@ -256,9 +257,13 @@ class Pool:
         return len(self.ready) < self._max_connections and len(self.links) < 2 * self._max_connections
 
     def _make_way(self) -> None:
-        """No connection takes calls, and those that finish theirs leave no room for a new one: give up the one of them
-        that has the fewest. Else calls that never end, one on each, would keep all others out."""
-        link = min(self.links, key=lambda link: len(link.conn.streams))
+        """No connection takes calls, and those that finish theirs leave no room for a new one: give up one of them.
+        Else calls that never end, one on each, would keep all others out. The one with the fewest calls of others than
+        who has calls on most of them."""
+        parties = {link: _parties(link) for link in self.links}
+        links_of = Counter(one for found in parties.values() for one in set(found))
+        most = max(links_of, key=links_of.__getitem__, default=None)
+        link = min(self.links, key=lambda link: len([one for one in parties[link] if one is not most]))
         self.links.remove(link)
         why = f"given up with its last calls: {len(self.links)} more connections finish theirs, and none takes new ones"
         link.conn.on_link_lost(why)
@@ -322,6 +327,12 @@ class Pool:
             level = logging.DEBUG if self.starting else logging.WARNING
             throttled(level, "upstream connections", "upstream %s: can't connect: %s; trying again", self.address, why)
         self.last_error = why
+
+
+def _parties(link: Link) -> list[Any]:
+    """Whose the calls on a connection are, one for each call."""
+    calls = [cast(Any, stream.partner) for stream in link.conn.streams.values()]
+    return [party(call.owner) for call in calls if call is not None]
 
 
 def _reason(error: OSError) -> str:

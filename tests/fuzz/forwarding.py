@@ -12,6 +12,7 @@ from random import Random
 import hpack
 
 from proxy.http2 import Buffer, ConnectionFault, ErrorCode, RequestHead, ResponseHead, Stream, Trailers
+from proxy.http2.headers import list_size
 from tests.fuzz.roles import FuzzClient, FuzzServer
 from tests.http2 import wire
 from tests.http2.wire import PREFACE, REQUEST, RESPONSE, TRAILERS, Client, Fields, Server, block
@@ -195,7 +196,9 @@ def _check_credit(conn: ForwardingServer | ForwardingClient) -> None:
     """Each byte that came on a stream is credited, about to be, or waits for the other side; the sums are right."""
     other = conn.other
     backlogs = [stream.backlog for stream in other.streams.values() if stream.backlog is not None]
-    assert all(backlog.waiting == sum(map(len, backlog.chunks)) for backlog in backlogs)
+    for backlog in backlogs:
+        trailers = 0 if backlog.trailers is None else list_size(backlog.trailers, backlog.passing)
+        assert backlog.waiting == sum(map(len, backlog.chunks)) + trailers
     assert other.queued == conn.stuck == sum(backlog.waiting for backlog in backlogs), "bytes that wait are miscounted"
     for stream in conn.streams.values():
         assert stream.window <= conn.stream_window, "a window beyond what was allowed"

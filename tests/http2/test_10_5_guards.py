@@ -85,6 +85,7 @@ def long_fields(peer: Peer) -> Iterator[bytes]:
 
 def data_behind_a_reset(peer: Peer) -> Iterator[bytes]:
     peer.send(peer.request(3, (b"connection", b"close")))
+    peer.conn.stray_allowed = 0
     return repeat(data(3, b"x"))
 
 
@@ -204,6 +205,51 @@ def test_5_1_2_who_cannot_know_our_settings_may_open_more_streams() -> None:
     refused = [item for item in peer.sent() if item.kind == RST_STREAM]
     assert {item.code for item in refused} == {ErrorCode.REFUSED_STREAM}
     assert len(refused) == 499
+    peer.alive()
+
+
+def test_10_5_what_was_on_its_way_to_a_stream_that_we_ended_is_no_flood() -> None:
+    """Answers at the head, as when there is no room: the body and its end are behind it already."""
+    peer = server()
+    for stream in range(1, 5001, 2):
+        peer.conn.receive(peer.request(stream))
+        peer.conn.send_headers(peer.conn.streams[stream], block(RESPONSE), end=True)
+        peer.conn.receive(data(stream, b"small", end=True))
+        peer.sent()
+    peer.alive()
+
+
+def test_10_5_what_a_server_sends_behind_our_cancel_is_no_flood() -> None:
+    peer = client()
+    stream = open_stream(peer)
+    peer.conn.reset(stream, ErrorCode.CANCEL)
+    for _ in range(3):
+        peer.conn.receive(data(1, b"a token of an answer") * 1000)
+    peer.sent()
+    peer.alive()
+
+
+def test_10_5_all_calls_that_a_client_may_have_may_be_cancelled_at_once() -> None:
+    peer = server(max_streams=256)
+    for stream in range(1, 513, 2):
+        peer.conn.receive(peer.request(stream))
+    peer.conn.refill()
+    peer.conn.receive(b"".join(rst_stream(stream) for stream in range(1, 513, 2)))
+    peer.sent()
+    peer.alive()
+
+
+def test_10_5_a_long_token_with_each_call_is_no_flood() -> None:
+    peer = server()
+    for stream in range(1, 5001, 2):
+        token = (b"authorization", b"Bearer " + bytes(b"%05d" % stream) + b"t" * 9000)
+        fields = b"".join(map(literal, REQUEST)) + b"\x00\x0dauthorization\x7f"
+        more = len(token[1]) - 127
+        peer.conn.receive(
+            frame(HEADERS, END_HEADERS | END_STREAM, stream, fields + bytes((more & 127 | 128, more >> 7)) + token[1])
+        )
+        peer.conn.streams.clear()
+    peer.sent()
     peer.alive()
 
 

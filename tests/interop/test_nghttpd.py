@@ -42,7 +42,8 @@ def test_the_upstreams_own_headers_and_trailers_arrive(nghttpd_gate: Gate) -> No
     assert bytes(reply.body) == grpc_message(b"hello")
     assert reply.headers["nghttpd-response"] == "echo"
     assert reply.headers["trailer"] == "grpc-status"
-    assert reply.headers["content-length"] == "10"
+    # The gate may have to end an answer with a status of its own, which no length could have foreseen.
+    assert "content-length" not in reply.headers
     assert reply.trailers == {"grpc-status": "0"}
 
 

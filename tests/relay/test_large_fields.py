@@ -165,12 +165,26 @@ async def test_little_of_what_decodes_large_is_written_at_once(monkeypatch: pyte
         assert max(sizes) < OUT_FULL + 65_536
 
 
+async def test_an_upstream_that_reads_nothing_for_a_while_still_gets_small_calls() -> None:
+    """Others have filled its buffer to the mark from which on data waits; heads may still go into it."""
+    backend = Backend()
+    async with joined(backend, upstream_connections=1) as world:
+        client = world.client()
+        first_link(world).pause_writing()
+        client.feed(client.head(1))
+        conn = await backend.connection()
+        await conn.call(1, whole=False)
+        assert world.pool.waiting == 0
+        first_link(world).resume_writing()
+
+
 async def test_an_upstream_whose_buffer_is_full_gets_no_calls() -> None:
     backend = Backend()
     async with joined(backend, upstream_connections=1) as world:
         client = world.client()
         link = first_link(world)
         link.pause_writing()
+        link.conn.full = True
         client.call(1)
         await settle()
         assert world.pool.waiting == 1
@@ -189,6 +203,7 @@ async def test_nobody_loses_an_idle_call_to_a_buffer_that_is_full(monkeypatch: p
         idle, other = world.client(), world.client()
         idle.feed(*[idle.head(stream) for stream in range(1, 9, 2)])
         first_link(world).pause_writing()
+        first_link(world).conn.full = True
         other.call(1)
         await asyncio.sleep(3 * room.LOOK_SECONDS)
         assert idle.inbox.messages == {}
@@ -204,6 +219,7 @@ async def test_the_calls_of_others_go_to_another_connection_meanwhile() -> None:
     async with joined(backend, upstream_connections=2) as world:
         client = world.client()
         first_link(world).pause_writing()
+        first_link(world).conn.full = True
         client.call(1)
         await until(lambda: len(backend.conns) == 2, "another connection")
         conn = await backend.connection(1)

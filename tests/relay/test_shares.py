@@ -274,11 +274,33 @@ async def test_calls_that_never_end_on_connections_that_are_given_up_keep_nobody
         await conn.call(1)
         conn.answer(1)
         assert (await good.reply(1)).status == 0
+        assert good.inbox.messages[1].status == 0
         ended = [message for message in greedy.inbox.messages.values() if message.over]
         assert {message.status for message in ended} == {Code.UNAVAILABLE}
         assert all("finish theirs" in message.words for message in ended)
         assert len(ended) == 3
         greedy.alive()
+
+
+async def test_it_is_those_of_who_has_most_that_are_given_up() -> None:
+    backend = Backend()
+    async with joined(backend, upstream_connections=2) as world:
+        good, greedy = world.client(), world.client()
+        good.call(1, b"long", end=False)
+        for number in range(6):
+            greedy.feed(greedy.head(number * 2 + 1), wire.data(number * 2 + 1, b"x"))
+            conn = await backend.connection(number)
+            await conn.call(3 if number == 0 else 1, whole=False)
+            upstream = world.pool.ready[0]
+            upstream.retire()
+            world.pool.going_away(upstream)
+            await until(lambda want=number + 2: len(backend.conns) == want, "the next connection")  # type: ignore[misc]
+            await until(lambda: bool(world.pool.ready), "it to be ready")
+        assert good.inbox.messages == {}
+        good.feed(wire.data(1, b"end", end=True))
+        await backend.conns[0].call(1)
+        backend.conns[0].answer(1)
+        assert (await good.reply(1)).status == 0
 
 
 # -- bytes of those that wait
@@ -296,6 +318,35 @@ async def test_who_holds_most_gives_way_when_too_much_waits() -> None:
         assert ended.status == Code.RESOURCE_EXHAUSTED
         assert "limits.pending_bytes" in ended.words
         assert world.relay.held_bytes == 3 * 240_000 + 60_000
+
+
+async def test_the_address_that_holds_most_gives_way_however_many_connections_it_has() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 0))
+    async with joined(backend, upstream_connections=1, pending_bytes=1_000_000) as world:
+        many = [world.client(address="10.0.0.1") for _ in range(20)]
+        for client in many:
+            client.call(1, bytes(49_000), end=False)
+        good = world.client(address="10.0.0.2")
+        good.call(1, bytes(60_000))
+        assert good.inbox.messages == {}
+        assert len([client for client in many if 1 in client.inbox.messages]) == 1
+
+
+async def test_shares_grow_when_the_others_have_left() -> None:
+    backend = Backend((MAX_CONCURRENT_STREAMS, 90))
+    async with joined(backend, upstream_connections=1) as world:
+        other = world.client(address="10.0.0.2")
+        clients = [world.client(address="10.0.0.1") for _ in range(2)]
+        for client in clients:
+            open_calls(client, 60)
+        conn = await backend.connection()
+        await settle()
+        before = len(conn.calls)
+        assert world.pool.waiting == 120 - before
+        world.relay.begin()
+        other.conn.lost()
+        world.relay.flush()
+        await until(lambda: len(conn.calls) > before, "calls that waited")
 
 
 async def test_a_client_that_holds_most_itself_is_refused() -> None:
