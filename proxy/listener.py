@@ -67,6 +67,7 @@ class Listener:
         self.relay = relay
         self.begin: Callable[[], float] = relay.begin
         self.reads = 0
+        self.worked = 0.0
         self.flush: Callable[[], None] = relay.flush
         self.flush_soon: Callable[[], None] = relay.flush_soon
         self.handshakes = Handshakes(self._work, self._give_up)

@@ -33,6 +33,7 @@ class Host(Protocol):
     counters: Counters
     begin: Callable[[], float]  # -> the time
     reads: int  # how many there were
+    worked: float  # seconds, on those that were measured
     flush: Callable[[], None]
     flush_soon: Callable[[], None]  # the same, where what was received is no view
     handshakes: Handshakes

@@ -147,7 +147,9 @@ class Shell(asyncio.BufferedProtocol):
         self._decrypt(session, _read_buffer[:nbytes])
         host.flush_soon()
         now = monotonic()
-        pause = turns.note((thread_time() if exact else now) - began, now, full, host.reads)
+        spent = (thread_time() if exact else now) - began
+        host.worked += spent
+        pause = turns.note(spent, now, full, host.reads, host.worked)
         self._buffer = _buffers[turns.size]
         self._full_reads = self._full_reads + 1 if full else 0
         transport = self._transport

@@ -94,6 +94,7 @@ class Host:
         self.proof = 0
         self.unsettled_bytes = 0
         self.reads = 0
+        self.worked = 0.0
 
     def _work(self) -> int:
         self.counters.downstream_received += 1 if self.others else 0

@@ -24,15 +24,18 @@ class World:
     def __init__(self) -> None:
         self.now = 100.0
         self.reads = 10
+        self.worked = 5.0
         self.turns = Turns(self.reads)
 
     def read(self, spent: float, full: bool = True) -> float:
         self.now += spent
         self.reads += 1
-        return self.turns.note(spent, self.now, full, self.reads)
+        self.worked += spent
+        return self.turns.note(spent, self.now, full, self.reads, self.worked)
 
-    def others(self, reads: int = 1) -> None:
+    def others(self, reads: int = 1, worked: float = 0.0) -> None:
         self.reads += reads
+        self.worked += worked
 
 
 def shrunk() -> World:
@@ -101,6 +104,17 @@ def test_many_cheap_reads_add_up() -> None:
     assert [round(pause / MS, 3) for pause in pauses] == [0, 0, 0, 0, 3, 0, 0, 0, 0, 3]
 
 
+@pytest.mark.parametrize(("others", "pauses"), [(0.3, True), (0.6, False), (1.0, False)])
+def test_who_works_beside_others_that_need_as_much_does_not_pause(others: float, pauses: bool) -> None:
+    world = World()
+    waited = 0.0
+    for _ in range(20):
+        world.others(worked=others * MS)
+        world.now += others * MS
+        waited += world.read(0.9 * MS)
+    assert (waited > 0) is pauses
+
+
 def test_work_that_is_spread_over_time_does_not() -> None:
     world = World()
     for _ in range(100):
@@ -133,7 +147,7 @@ def test_nobody_pauses_for_longer_than_it_worked(reads: list[tuple[float, bool, 
     worked = 0.0
     for spent, others, full in reads:
         if others:
-            world.others()
+            world.others(worked=0.001)
         pause = world.read(spent, full)
         worked += spent
         assert pause <= worked + 1e-9
