@@ -4,7 +4,7 @@ A handshake is the dearest thing that a stranger can ask for: half a millisecond
 for some hundred bytes. So it is done in steps, which the client's messages ask for, and steps are rationed:
 
 - While connections that have been there for a while have work, each step is paid for with a pause of a multiple of the
-  processor time that it took, so that all handshakes together get at most a fourteenth of the time, those of one
+  processor time that it took, so that all handshakes together get at most a tenth of the time, those of one
   address a sixteenth. When nobody else has work there are no pauses.
 - The address whose handshakes have had the least goes first. A flood from one address doesn't keep others out, and
   hundreds of clients that come back at once are served in turn.
@@ -20,7 +20,7 @@ from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
 # Seconds that each second of steps is paid for with while others have work: 1 / share of the time.
-PRICE = 14.0
+PRICE = 10.0
 ADDRESS_PRICE = 16.0
 # So much of it needn't be waited for, which is a few handshakes one after another: timers are coarse.
 SLACK = 0.02
