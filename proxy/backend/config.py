@@ -12,6 +12,7 @@ from pathlib import Path
 
 from google.protobuf import text_format
 
+from proxy.backend.batching import Policy, QueuePolicy
 from proxy.backend.errors import LoadError
 from proxy.backend.protos import model_config_pb2 as pb
 from proxy.backend.spec import Device, DeviceKind, ModelSpec, TensorSpec
@@ -22,6 +23,7 @@ NUMPY = "numpy"
 ONNX = "onnxruntime"
 _ONNX_PLATFORM = "onnxruntime_onnx"
 _DEFAULT_FILES = {ONNX: "model.onnx", NUMPY: "model.py"}
+_MOST_LEVELS = 1000
 _MOST_DIMS = 31  # numpy 1 stops at 32, one of which is the batch
 
 _KINDS: dict[int, DeviceKind] = {
@@ -164,10 +166,46 @@ def devices(config: pb.ModelConfig) -> list[Device]:
     ]
 
 
+def batching(config: pb.ModelConfig) -> tuple[Policy, bool]:
+    """(how requests are gathered, whether their answers keep their order). Raises LoadError."""
+    rules = config.dynamic_batching
+    place = f"{config.name}/{FILE_NAME}: dynamic_batching"
+    most = config.max_batch_size
+    for size in rules.preferred_batch_size:
+        if not 1 <= size <= max(most, 1):
+            raise LoadError(f"{place}: preferred_batch_size is {size}; it must be 1 to max_batch_size, which is {most}")
+    levels, default = rules.priority_levels, rules.default_priority_level
+    if levels > _MOST_LEVELS:
+        raise LoadError(f"{place}: priority_levels is {levels}; at most {_MOST_LEVELS} are supported")
+    if levels and not 1 <= default <= levels:
+        raise LoadError(f"{place}: default_priority_level is {default}; it must be 1 to priority_levels, {levels}")
+    if wrong := [level for level in rules.priority_queue_policy if not 1 <= level <= levels]:
+        raise LoadError(f"{place}: priority_queue_policy for level {wrong[0]}; there are 1 to {levels}")
+    own = rules.priority_queue_policy
+    policies = [own.get(level, rules.default_queue_policy) for level in range(1, max(levels, 1) + 1)]
+    policy = Policy(
+        max_rows=max(most, 1),
+        joins=config.HasField("dynamic_batching") and most > 1,
+        delay=1000 * rules.max_queue_delay_microseconds,
+        preferred=tuple(sorted(set(rules.preferred_batch_size))),
+        levels=tuple(_queue_policy(one) for one in policies),
+        default_level=default or 1,
+    )
+    return policy, rules.preserve_ordering
+
+
+def _queue_policy(rules: pb.ModelQueuePolicy) -> QueuePolicy:
+    return QueuePolicy(
+        timeout=1000 * rules.default_timeout_microseconds,
+        delay=rules.timeout_action == pb.ModelQueuePolicy.DELAY,
+        override=rules.allow_timeout_override,
+        most=rules.max_queue_size,
+    )
+
+
 def ineffective(config: pb.ModelConfig) -> list[str]:
     """Settings for performance that are accepted and change nothing here."""
     found = {
-        "dynamic_batching": config.HasField("dynamic_batching"),
         "response_cache": config.response_cache.enable,
         "model_warmup": bool(config.model_warmup),
         "optimization": config.HasField("optimization"),

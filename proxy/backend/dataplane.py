@@ -2,20 +2,19 @@
 
 Everything that a client says is checked here before any of it is used: names, number, data types, shapes, sizes.
 On the event loop that costs a few comparisons per tensor; what costs time by the byte (reading strings, copying what
-is badly aligned, the model itself, the bytes of the answer) happens in the model's thread, in `Inference.run`.
+is badly aligned, the bytes of the answer) happens in the model's thread, in `Inference.arrays` and `outputs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from proxy.backend.errors import invalid
-from proxy.backend.runtimes import Instance
-from proxy.backend.scheduler import Output
+from proxy.backend.execution import Output
 from proxy.backend.spec import ModelSpec, TensorSpec
 from proxy.backend.tensors import (
     BYTES,
@@ -51,12 +50,19 @@ class Inference:
     batch: int | None
     shared_outputs: bool
 
-    def run(self, instance: Instance) -> Sequence[Output]:
-        """Make the arrays, run the model, make the bytes of the answer."""
-        arrays = {spec.name: _array(spec, tensor, self.batch) for spec, tensor in self.inputs}
-        return self._outputs(instance.execute(arrays))
+    @property
+    def key(self) -> Hashable:
+        """See execution.Task: names and shapes of the inputs, but for the batch. Types are the model's for all."""
+        return frozenset([(tensor.name, tensor.shape[1:]) for _, tensor in self.inputs])
 
-    def _outputs(self, made: Mapping[str, Array]) -> list[Output]:
+    @property
+    def rows(self) -> int:
+        return 1 if self.batch is None else self.batch
+
+    def arrays(self) -> Mapping[str, Array]:
+        return {spec.name: _array(spec, tensor, self.batch) for spec, tensor in self.inputs}
+
+    def outputs(self, made: Mapping[str, Array]) -> Sequence[Output]:
         known = self.spec.output_named
         if strange := [name for name in made if name not in known]:
             raise TypeError(f"returned '{strange[0]}', which is not one of its outputs")

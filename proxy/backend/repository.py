@@ -21,9 +21,10 @@ from threading import Thread
 from proxy.backend import config as configuration
 from proxy.backend.dataplane import InputTensor, check
 from proxy.backend.errors import Code, InferenceError, LoadError, description, invalid
+from proxy.backend.execution import Output
 from proxy.backend.protos import model_config_pb2 as pb
 from proxy.backend.runtimes import open_runtime
-from proxy.backend.scheduler import Output, Scheduler
+from proxy.backend.scheduler import Scheduler
 from proxy.backend.spec import ModelSpec
 
 _log = logging.getLogger("tensorgate.backend")
@@ -47,11 +48,17 @@ class Loaded:
     shared_outputs: bool
 
     async def infer(
-        self, inputs: Sequence[InputTensor], wanted: Sequence[str], deadline: float | None
+        self,
+        inputs: Sequence[InputTensor],
+        wanted: Sequence[str],
+        deadline: float | None,
+        priority: int = 0,
+        queue_timeout: int = 0,
     ) -> Sequence[Output]:
-        """Check a request and run it. Raises InferenceError."""
+        """Check a request and run it; see `Scheduler.submit`. Raises InferenceError."""
+        # Without a name for the task: a failed call's traceback holds this frame, and would hold its tensors.
         return await self.scheduler.submit(
-            check(self.spec, inputs, wanted, shared_outputs=self.shared_outputs), deadline
+            check(self.spec, inputs, wanted, shared_outputs=self.shared_outputs), deadline, priority, queue_timeout
         )
 
 
@@ -234,6 +241,7 @@ def _start(number: int, directory: Path, base: pb.ModelConfig) -> Loaded:
     runtime.describe(config)
     configuration.complete(config, backend, file)
     spec = configuration.build_spec(config, number, directory)
-    scheduler = Scheduler(spec, runtime, configuration.devices(config))
+    policy, ordered = configuration.batching(config)
+    scheduler = Scheduler(spec, runtime, configuration.devices(config), policy, ordered)
     scheduler.start()
     return Loaded(spec, config, scheduler, runtime.shared_outputs)

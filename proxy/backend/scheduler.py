@@ -1,10 +1,7 @@
-"""Jobs and the threads that run them: the one place where the event loop and the models meet.
+"""Requests of one model version, from the event loop to the threads that run the model, and back.
 
-A model version has one queue and a thread for each of its instances. The loop only puts jobs in and gets results
-back; it never waits for a model, and a model's thread never touches anything of the loop's but `call_soon_threadsafe`.
-
-This is the seam for batching: whatever stands between `submit` and the threads may gather jobs, as long as each ends
-exactly once and those that nobody waits for any more are left out.
+On the event loop a Batcher says what runs together, and an instance that is idle gets it. The loop never waits for a
+model, and an instance's thread touches nothing of the loop's but `call_soon_threadsafe`.
 """
 
 from __future__ import annotations
@@ -14,87 +11,89 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
-from typing import Protocol
+from time import monotonic_ns
 
+from proxy.backend.batching import Batcher, Entry, InOrder, Policy, QueueFull
 from proxy.backend.errors import Code, InferenceError, LoadError, description
+from proxy.backend.execution import Outcome, Output, Task, run_together
 from proxy.backend.runtimes import Instance, Runtime
 from proxy.backend.spec import Device, ModelSpec
-from proxy.backend.tensors import Buffer
+from proxy.backend.statistics import Statistics, Times
 
 MOST_WAITING = 8192  # requests in the queue of a model version; a model that hangs must not gather them without end
 
 _log = logging.getLogger("tensorgate.backend")
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A tensor of the answer, as it goes onto the wire."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Buffer
-
-
-class Task(Protocol):
-    """A checked request."""
-
-    def run(self, instance: Instance) -> Sequence[Output]:
-        """Called in an instance's thread, once. Raises InferenceError; any other exception is the model's failure."""
-
-
 class _Job:
-    """A task on its way; None once nobody waits for it. Threads only read `task`, and leave `future` to the loop."""
+    """A task on its way; None once nobody waits for it. Threads only read `task`."""
 
-    __slots__ = ("deadline", "future", "loop", "task")
+    __slots__ = ("deadline", "entry", "future", "task")
 
-    def __init__(self, task: Task, deadline: float | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, task: Task, deadline: float | None, future: asyncio.Future[Sequence[Output]]) -> None:
         self.task: Task | None = task
         self.deadline = deadline
-        self.loop = loop
-        self.future: asyncio.Future[Sequence[Output]] = loop.create_future()
+        self.future = future
+        self.entry: Entry[_Job]
 
-    def end(self, result: Sequence[Output] | None, error: Exception | None) -> None:
-        """From a thread: hand the outcome over."""
-        try:
-            self.loop.call_soon_threadsafe(self._end, result, error)
-        except RuntimeError:
-            pass  # the loop is closed: the process ends, and nobody waits
 
-    def _end(self, result: Sequence[Output] | None, error: Exception | None) -> None:
-        if self.future.done():
-            return
-        if error is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(result or ())
+class _Batch:
+    """Jobs that run together. `begun` and what follows are the thread's; the loop reads them when it is done."""
+
+    __slots__ = ("begun", "jobs", "outcomes", "times")
+
+    def __init__(self, jobs: list[_Job]) -> None:
+        self.jobs = jobs
+        self.begun = False
+        self.outcomes: list[Outcome] = []  # of the jobs that still are in `jobs`
+        self.times: Times | None = None
+
+
+class _Worker:
+    """An instance's thread as the loop sees it: its queue, and the batches that it was given and has not done."""
+
+    __slots__ = ("given", "queue", "thread")
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[_Batch | None] = SimpleQueue()
+        self.given: list[_Batch] = []
+        self.thread: Thread
 
 
 class Scheduler:
-    """The threads of one model version. They are started by `start` and ended by `close`."""
+    """The queue and the threads of one model version. `start` starts them, `close` ends them.
 
-    def __init__(self, spec: ModelSpec, runtime: Runtime, devices: Sequence[Device]) -> None:
+    ordered: answers leave in the order in which the requests came.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, runtime: Runtime, devices: Sequence[Device], policy: Policy, ordered: bool = False
+    ) -> None:
         self._spec = spec
         self._runtime = runtime
+        self._workers = [_Worker() for _ in devices]
         self._devices = devices
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
-        self._threads: list[Thread] = []
+        self._batcher: Batcher[_Job] = Batcher(policy)
+        self._order: InOrder[_Job] | None = InOrder() if ordered else None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._pump_comes = False
+        self._closed = False
         self._quiet_until = 0.0
         self._unlogged = 0
+        self.statistics = Statistics()
 
     def start(self) -> None:
         """Start every instance and wait until all of them are initialized. Blocks; raises LoadError."""
         started: list[Future[None]] = []
-        for index, device in enumerate(self._devices):
+        for index, (worker, device) in enumerate(zip(self._workers, self._devices, strict=True)):
             ready: Future[None] = Future()
             name = f"{self._spec.name}/{self._spec.version}#{index}"
             # A daemon: a model that never returns must not keep the process from ending.
-            thread = Thread(target=self._live, args=(device, ready), name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            worker.thread = Thread(target=self._live, args=(worker, device, ready), name=name, daemon=True)
+            worker.thread.start()
             started.append(ready)
         faults = [fault for ready in started if (fault := ready.exception()) is not None]
         if faults:
@@ -103,44 +102,131 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Jobs that no thread has taken yet."""
-        return self._queue.qsize()
+        """Requests that no thread has begun to work on."""
+        given = [batch for worker in self._workers for batch in worker.given if not batch.begun]
+        return len(self._batcher) + sum([job.task is not None for batch in given for job in batch.jobs])
 
-    async def submit(self, task: Task, deadline: float | None) -> Sequence[Output]:
-        """Run a task in one of the threads; `deadline` is on the clock of time.monotonic.
+    async def submit(
+        self, task: Task, deadline: float | None, priority: int = 0, queue_timeout: int = 0
+    ) -> Sequence[Output]:
+        """Run a task in one of the threads, with others if they fit.
 
+        deadline: on the clock of time.monotonic. priority and queue_timeout, in ns: see
+        `Batcher.add`.
         Raises InferenceError. A caller that is cancelled while its task still waits keeps it from ever running.
         """
+        loop = self._loop = asyncio.get_running_loop()
+        if self._closed:
+            raise InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}' is being unloaded")
         if self.waiting >= MOST_WAITING:
             raise InferenceError(
                 Code.RESOURCE_EXHAUSTED,
                 f"model '{self._spec.name}' is busy: {MOST_WAITING} requests wait for it, which is the limit; "
                 "try again later",
             )
-        job = _Job(task, deadline, asyncio.get_running_loop())
-        self._queue.put(job)
+        job = _Job(task, deadline, loop.create_future())
+        try:
+            job.entry = self._batcher.add(job, task.key, task.rows, monotonic_ns(), priority, queue_timeout)
+        except QueueFull as full:
+            raise InferenceError(
+                Code.UNAVAILABLE,
+                f"model '{self._spec.name}': exceeds maximum queue size: {full.most} requests wait already, which is "
+                "max_queue_size; try again later",
+            ) from None
+        if self._order is not None:
+            self._order.add(job)
+        self._pump_soon(loop)
         try:
             return await job.future
         finally:
             # Its tensors must stay neither in the queue, until a thread comes to it, nor in the cycle of a failed
             # job with the future that holds its exception, whose traceback holds this frame.
             job.task = None
+            if self._batcher.drop(job.entry):
+                self._ended(job, None)
             del job, task
 
     def close(self) -> None:
-        """Ask the threads to finalize and end, after what is queued. Doesn't wait: see `join`."""
-        for _ in self._threads:
-            self._queue.put(None)
+        """Ask the threads to finalize and end, after what they were given. Doesn't wait: see `join`."""
+        self._closed = True
+        for worker in self._workers:
+            worker.queue.put(None)
 
     def join(self, timeout: float) -> None:
         """Wait for the threads, at most so many seconds altogether."""
         until = time.monotonic() + timeout
-        for thread in self._threads:
-            thread.join(max(until - time.monotonic(), 0))
-            if thread.is_alive():
-                _log.warning("model %s is still running; it is cut off", thread.name)
+        for worker in self._workers:
+            worker.thread.join(max(until - time.monotonic(), 0))
+            if worker.thread.is_alive():
+                _log.warning("model %s is still running; it is cut off", worker.thread.name)
 
-    def _live(self, device: Device, ready: Future[None]) -> None:
+    # -- on the event loop
+
+    def _pump_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """When all that came in this turn of the loop is in the queue, so that it can run together."""
+        if not self._pump_comes:
+            self._pump_comes = True
+            loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Give idle instances what is due."""
+        self._pump_comes = False
+        batcher = self._batcher
+        now = monotonic_ns()
+        for entry in batcher.expire(now):
+            self.statistics.failed(entry.arrived, now)
+            self._ended(
+                entry.item,
+                InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}': request timeout expired in its queue"),
+            )
+        while True:
+            worker = min(self._workers, key=lambda worker: len(worker.given))
+            # One that is at work gets another batch only if nothing could be added to that: it has it at hand then.
+            ahead = len(worker.given)
+            entries = batcher.take(now, full=ahead > 0) if ahead < 2 else []
+            if not entries:
+                break
+            batch = _Batch([entry.item for entry in entries])
+            worker.given.append(batch)
+            worker.queue.put(batch)
+        self._wake_up(now)
+
+    def _wake_up(self, now: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self._batcher.due(now, idle=any(not worker.given for worker in self._workers))
+        if due is not None and self._loop is not None:
+            self._timer = self._loop.call_later((due - now) / 1e9, self._pump)
+
+    def _done(self, worker: _Worker, batch: _Batch) -> None:
+        """A thread has worked on a batch."""
+        worker.given.remove(batch)
+        now = monotonic_ns()
+        arrived: list[int] = []
+        rows = 0
+        for job, outcome in zip(batch.jobs, batch.outcomes, strict=True):
+            if isinstance(outcome, InferenceError):
+                self.statistics.failed(job.entry.arrived, now)
+            else:
+                arrived.append(job.entry.arrived)
+                rows += job.entry.rows
+            self._ended(job, outcome)
+        if batch.times is not None:
+            self.statistics.executed(batch.times, arrived, rows, now)
+        self._pump()
+
+    def _ended(self, job: _Job, outcome: Outcome | None) -> None:
+        """The outcome of a job is known, or None when nobody waits for it."""
+        if self._order is None:
+            _settle(job, outcome)
+            return
+        for one, its in self._order.end(job, outcome):
+            _settle(one, its)
+
+    # -- in an instance's thread
+
+    def _live(self, worker: _Worker, device: Device, ready: Future[None]) -> None:
         try:
             instance = self._runtime.start(self._spec, device)
         except LoadError as error:
@@ -150,25 +236,37 @@ class Scheduler:
             ready.set_exception(LoadError(description(error)))
             return
         ready.set_result(None)
-        while (job := self._queue.get()) is not None:
-            if (task := job.task) is not None:
-                self._run(job, task, instance)
-            del job, task  # its tensors must not stay until the next one comes
+        while (batch := worker.queue.get()) is not None:
+            self._work(worker, batch, instance)
+            del batch  # its tensors must not stay until the next one comes
         self._protected("finalize", instance.finalize)
 
-    def _run(self, job: _Job, task: Task, instance: Instance) -> None:
-        if job.deadline is not None and time.monotonic() >= job.deadline:
-            job.end(None, InferenceError(Code.DEADLINE_EXCEEDED, "deadline passed in the model's queue"))
-            return
+    def _work(self, worker: _Worker, batch: _Batch, instance: Instance) -> None:
+        batch.begun = True
+        now = monotonic_ns() / 1e9
+        jobs: list[_Job] = []
+        tasks: list[Task] = []
+        outcomes: list[Outcome] = []
+        late: list[_Job] = []
+        for job in batch.jobs:
+            task = job.task  # once: the loop takes it away when its caller leaves
+            if task is None or (job.deadline is not None and now >= job.deadline):
+                late.append(job)
+            else:
+                jobs.append(job)
+                tasks.append(task)
+        if tasks:
+            outcomes, batch.times = run_together(self._spec.name, instance, tasks, self._log_failure)
+        batch.jobs = jobs + late
+        batch.outcomes = outcomes + [
+            InferenceError(Code.DEADLINE_EXCEEDED, "deadline passed in the model's queue") for _ in late
+        ]
+        del task, tasks  # not until the next batch comes
+        assert self._loop is not None
         try:
-            outputs = task.run(instance)
-        except InferenceError as error:
-            job.end(None, error.with_traceback(None))  # the frames would hold the job in a cycle
-        except BaseException as error:  # noqa: BLE001  (whatever a model raises fails its request alone)
-            self._log_failure()
-            job.end(None, InferenceError(Code.INTERNAL, f"model '{self._spec.name}' failed: {description(error)}"))
-        else:
-            job.end(outputs, None)
+            self._loop.call_soon_threadsafe(self._done, worker, batch)
+        except RuntimeError:
+            pass  # the loop is closed: the process ends, and nobody waits
 
     def _log_failure(self) -> None:
         """With the traceback, once a second at most: clients must not fill the disk with what makes a model fail."""
@@ -185,3 +283,12 @@ class Scheduler:
             call()
         except BaseException:  # noqa: BLE001  (a model's last words)
             _log.warning("%s of model %s failed", what, self._spec.name, exc_info=True)
+
+
+def _settle(job: _Job, outcome: Outcome | None) -> None:
+    if outcome is None or job.future.done():
+        return
+    if isinstance(outcome, InferenceError):
+        job.future.set_exception(outcome)
+    else:
+        job.future.set_result(outcome)

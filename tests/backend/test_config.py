@@ -202,9 +202,9 @@ async def test_a_broken_version_leaves_the_others(tmp_path: Path) -> None:
 
 async def test_what_has_no_effect_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    tuning = "dynamic_batching { } response_cache { enable: true } model_warmup { } optimization { }"
+    tuning = "response_cache { enable: true } model_warmup { } optimization { }"
     await loaded(tmp_path, IN + OUT + tuning, MODEL)
-    assert "dynamic_batching, response_cache, model_warmup, optimization has no effect" in caplog.text
+    assert "response_cache, model_warmup, optimization has no effect" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [["n", 2], [3, 2], []])

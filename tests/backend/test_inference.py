@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -83,7 +84,7 @@ def test_liveness_and_readiness(client: Any) -> None:
 def test_server_metadata(client: Any) -> None:
     found = client.get_server_metadata()
     assert (found.name, found.version) == ("tensorgate", __version__)
-    assert list(found.extensions) == ["model_configuration"]
+    assert list(found.extensions) == ["model_configuration", "statistics"]
 
 
 def test_model_metadata(client: Any) -> None:
@@ -253,7 +254,51 @@ async def test_aio_client(backend: Running) -> None:
             await client.get_model_repository_index()
 
 
-SERVED = {"ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelInfer"}
+def test_statistics_as_tritons_client_reads_them(backend: Running) -> None:
+    with triton.InferenceServerClient(backend.target) as client:
+        before = client.get_inference_statistics("simple").model_stats[0]
+        for _ in range(3):
+            client.infer("simple", add_sub())
+        (after,) = client.get_inference_statistics("simple", "1").model_stats
+        assert (after.name, after.version) == ("simple", "1")
+        assert after.inference_count - before.inference_count == 3 * len(LEFT)  # rows
+        stats = after.inference_stats
+        assert stats.success.count - before.inference_stats.success.count == 3
+        parts = [stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output]
+        assert {part.count for part in parts} == {stats.success.count}
+        assert 0 < sum(part.ns for part in parts) <= stats.success.ns
+        assert abs(after.last_inference / 1000 - time.time()) < 60
+        assert sum(batch.compute_infer.count for batch in after.batch_stats) == after.execution_count
+        assert {one.name for one in client.get_inference_statistics().model_stats} >= {"simple", "digits"}
+        with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+            client.get_inference_statistics("nobody")
+
+
+@pytest.mark.parametrize(("name", "value"), [("priority", "high"), ("timeout", -1), ("priority", True)])
+def test_scheduling_parameters_that_cannot_be(stub: Stub, name: str, value: str | int) -> None:
+    request = service_pb2.ModelInferRequest(model_name="simple")
+    if isinstance(value, bool):
+        request.parameters[name].bool_param = value
+    elif isinstance(value, int):
+        request.parameters[name].int64_param = value
+    else:
+        request.parameters[name].string_param = value
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.ModelInfer(request)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"'{name}'" in failed.value.details()
+
+
+def test_scheduling_parameters_as_tritons_client_sends_them(backend: Running) -> None:
+    with triton.InferenceServerClient(backend.target) as client:
+        answer = client.infer("simple", add_sub(), priority=1, timeout=5_000_000)
+        np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), LEFT + RIGHT)
+
+
+SERVED = {
+    "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelInfer",
+    "ModelStatistics",
+}  # fmt: skip
 RPCS = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
 
 

@@ -161,7 +161,6 @@ def name_of_field(row: list[str]) -> str:
 IN = 'input { name: "IN" data_type: TYPE_INT32 dims: 1 %s } '
 OUT = 'output { name: "OUT" data_type: TYPE_INT32 dims: 1 %s } '
 USES = {
-    "dynamic_batching": "dynamic_batching { }",
     "response_cache": "response_cache { enable: true }",
     "model_warmup": "model_warmup { }",
     "optimization": "optimization { }",

@@ -11,16 +11,17 @@ from google.protobuf.message_factory import GetMessageClass
 from proxy import __version__
 from proxy.backend.dataplane import InputTensor
 from proxy.backend.errors import Code, InferenceError, invalid
+from proxy.backend.execution import Output
 from proxy.backend.protos import inference_pb2 as pb
-from proxy.backend.repository import Repository
-from proxy.backend.scheduler import Output
+from proxy.backend.repository import Loaded, Repository
 from proxy.backend.services.rpc import LARGEST_MESSAGE, Call, Method, unary, unimplemented
 from proxy.backend.services.wire import parse_request, response_pieces
 from proxy.backend.spec import ModelSpec, TensorSpec
+from proxy.backend.statistics import Duration
 from proxy.backend.tensors import Buffer
 
 SERVICE = "inference.GRPCInferenceService"
-EXTENSIONS = ("model_configuration",)
+EXTENSIONS = ("model_configuration", "statistics")
 """Those of https://docs.nvidia.com/deeplearning/triton-inference-server/ that are served in full."""
 
 _MOST_DIMS = 64
@@ -61,6 +62,7 @@ class InferenceService:
             "ModelReady": self._model_ready,
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
         }
         found: dict[bytes, Method] = {}
         for rpc in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
@@ -92,13 +94,27 @@ class InferenceService:
     def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
         return pb.ModelConfigResponse(config=self._repository.find(request.name, request.version).config)
 
+    def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+        """Of all versions that are ready; of one model, or of one version, if it is named."""
+        if request.version:
+            found = [self._repository.find(request.name, request.version)]
+        elif request.name:
+            self._repository.find(request.name, "")  # or says why not
+            found = [one.loaded for one in self._repository.models[request.name].ready() if one.loaded]
+        else:
+            found = [
+                one.loaded for model in self._repository.models.values() for one in model.ready() if one.loaded
+            ]
+        return pb.ModelStatisticsResponse(model_stats=[_statistics(loaded) for loaded in found])
+
     async def _infer(self, parsed: tuple[pb.ModelInferRequest, Sequence[Buffer]], call: Call) -> Sequence[Buffer]:
         request, raw = parsed
         loaded = self._repository.find(request.model_name, request.model_version)
         _check_counts(request, loaded.spec)
         _check_parameters(request)
         wanted = [output.name for output in request.outputs]
-        outputs = await loaded.infer(_inputs(request, raw), wanted, call.deadline)
+        priority, timeout = _scheduling(request)
+        outputs = await loaded.infer(_inputs(request, raw), wanted, call.deadline, priority, timeout)
         return _response(loaded.spec, request.id, outputs)
 
 
@@ -111,6 +127,39 @@ def _serialized(answer: _Answer) -> Callable[[Any, Call], Awaitable[Sequence[Buf
 
 def _server_metadata(_: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
     return pb.ServerMetadataResponse(name="tensorgate", version=__version__, extensions=EXTENSIONS)
+
+
+def _statistics(loaded: Loaded) -> pb.ModelStatistics:
+    made = loaded.scheduler.statistics
+    stats = pb.ModelStatistics(
+        name=loaded.spec.name,
+        version=str(loaded.spec.version),
+        last_inference=made.last_inference,
+        inference_count=made.inference_count,
+        execution_count=made.execution_count,
+        inference_stats=pb.InferStatistics(
+            success=_duration(made.success),
+            fail=_duration(made.fail),
+            queue=_duration(made.queue),
+            compute_input=_duration(made.compute_input),
+            compute_infer=_duration(made.compute_infer),
+            compute_output=_duration(made.compute_output),
+            cache_hit=pb.StatisticDuration(),
+            cache_miss=pb.StatisticDuration(),
+        ),
+    )
+    for rows, batch in sorted(made.batches.items()):
+        stats.batch_stats.add(
+            batch_size=rows,
+            compute_input=_duration(batch.compute_input),
+            compute_infer=_duration(batch.compute_infer),
+            compute_output=_duration(batch.compute_output),
+        )
+    return stats
+
+
+def _duration(made: Duration) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=made.count, ns=made.ns)
 
 
 def _tensor_metadata(spec: ModelSpec, tensor: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
@@ -139,6 +188,24 @@ def _check_parameters(request: pb.ModelInferRequest) -> None:
     for name, value in request.parameters.items():
         if value.WhichOneof("parameter_choice") is None:
             raise invalid(f"parameter '{name}' has no value")
+
+
+def _scheduling(request: pb.ModelInferRequest) -> tuple[int, int]:
+    """(priority, time in the queue in ns) that a request asks for, 0 where it doesn't: Triton's parameters."""
+    values = []
+    for name in ("priority", "timeout"):
+        if name not in request.parameters:
+            values.append(0)
+            continue
+        given = request.parameters[name]
+        kind = given.WhichOneof("parameter_choice")
+        if kind not in ("int64_param", "uint64_param"):
+            raise invalid(f"parameter '{name}' is a {kind}; it must be an integer, int64_param or uint64_param")
+        value = int(getattr(given, kind))
+        if value < 0:
+            raise invalid(f"parameter '{name}' is {value}; it must not be negative")
+        values.append(value)
+    return values[0], values[1] * 1000  # microseconds
 
 
 def _refuse(parameters: Mapping[str, pb.InferParameter], label: str, *names: str) -> None:
