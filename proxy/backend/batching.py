@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
+MOST_SHAPES = 256
+
 T = TypeVar("T")
 
 
@@ -65,6 +67,10 @@ class Entry(Generic[T]):
     waits: bool = True
 
 
+class TooManyShapes(Exception):
+    """Requests of so many shapes wait that looking through them takes too long."""
+
+
 class QueueFull(Exception):
     """As many requests wait as the policy of this level allows."""
 
@@ -75,7 +81,8 @@ class QueueFull(Exception):
 
 
 class _Group(Generic[T]):
-    """The requests of one key: a lane for each level of those that are in time, and one for those that are late."""
+    """The requests of one key: for each level a lane of those that are in time, and behind it one of those that are
+    late."""
 
     __slots__ = ("lanes", "rows")
 
@@ -84,7 +91,7 @@ class _Group(Generic[T]):
         self.rows = 0
 
     def lane(self, entry: Entry[T]) -> OrderedDict[Entry[T], None]:
-        return self.lanes[entry.level - 1 + (len(self.lanes) // 2 if entry.late else 0)]
+        return self.lanes[2 * (entry.level - 1) + entry.late]
 
     def add(self, entry: Entry[T]) -> None:
         self.lane(entry)[entry] = None
@@ -125,7 +132,7 @@ class Batcher(Generic[T]):
         return sum(self._counts)
 
     def add(self, item: T, key: Hashable, rows: int, now: int, priority: int = 0, timeout: int = 0) -> Entry[T]:
-        """A request comes, with as many rows as the policy allows, or fewer. Raises QueueFull.
+        """A request comes, with as many rows as the policy allows, or fewer. Raises QueueFull and TooManyShapes.
 
         priority: 0, or one that there isn't, is the default level. timeout: the request's own, in ns, 0 if it has none.
         """
@@ -142,6 +149,8 @@ class Batcher(Generic[T]):
         entry = Entry(item, key, rows, level, now, now + limit if limit else None)
         group = self._groups.get(key)
         if group is None:
+            if len(self._groups) >= MOST_SHAPES:
+                raise TooManyShapes
             group = self._groups[key] = _Group(len(levels))
         group.add(entry)
         self._counts[level - 1] += 1
@@ -155,18 +164,20 @@ class Batcher(Generic[T]):
         if not entry.waits:
             return False
         self._remove(entry)
-        if len(self._times) > 2 * len(self) + 64:
-            # Those who come and leave again must not fill the heap.
-            self._times = [time for time in self._times if time[2].waits]
-            heapify(self._times)
         return True
+
+    def clear(self) -> list[Entry[T]]:
+        """All that wait, which then do so no more."""
+        entries = [entry for group in self._groups.values() for entry in group.in_order()]
+        for entry in entries:
+            self._remove(entry)
+        return entries
 
     def expire(self, now: int) -> list[Entry[T]]:
         """Those whose time is up and who are to be refused; others become late."""
         refused = []
-        times = self._times
-        while times and times[0][0] <= now:
-            entry = heappop(times)[2]
+        while self._times and self._times[0][0] <= now:
+            entry = heappop(self._times)[2]
             if not entry.waits:
                 continue
             if self.policy.levels[entry.level - 1].delay:
@@ -179,20 +190,12 @@ class Batcher(Generic[T]):
                 refused.append(entry)
         return refused
 
-    def take(self, now: int, full: bool = False) -> list[Entry[T]]:
-        """The next batch for an idle instance, or nothing while waiting may make it larger. Call `expire` first.
-
-        full: only one to which nothing could be added.
-        """
-        chosen: _Group[T] | None = None
-        for group in self._groups.values():
-            if full and self.policy.joins and group.rows < self.policy.max_rows:
-                continue
-            if self._ready_at(group) <= now and (chosen is None or group.turn() < chosen.turn()):
-                chosen = group
-        if chosen is None:
+    def take(self, now: int) -> list[Entry[T]]:
+        """The next batch for an idle instance, or nothing while waiting may make it larger. Call `expire` first."""
+        ready = [group for group in self._groups.values() if self._ready_at(group) <= now]
+        if not ready:
             return []
-        batch = self._batch(chosen)
+        batch = self._batch(min(ready, key=_Group.turn))
         for entry in batch:
             self._remove(entry)
         return batch
@@ -214,6 +217,10 @@ class Batcher(Generic[T]):
         if not group.rows:
             del self._groups[entry.key]
         self._counts[entry.level - 1] -= 1
+        if len(self._times) > 2 * len(self) + 64:
+            # Those that are gone must not fill the heap while one that waits long stands at its head.
+            self._times = [time for time in self._times if time[2].waits]
+            heapify(self._times)
 
     def _ready_at(self, group: _Group[T]) -> int:
         policy = self.policy
@@ -259,8 +266,9 @@ class InOrder(Generic[T]):
         self._open[item] = _OPEN
 
     def end(self, item: T, outcome: Any) -> list[tuple[T, Any]]:
-        """It has ended so -> what may go now, itself among it or not."""
-        self._open[item] = outcome
+        """It has ended so -> what may go now, itself among it or not. One that has gone already is not waited for."""
+        if item in self._open:
+            self._open[item] = outcome
         gone = []
         while self._open and (first := next(iter(self._open.items())))[1] is not _OPEN:
             gone.append(first)

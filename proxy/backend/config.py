@@ -23,7 +23,7 @@ NUMPY = "numpy"
 ONNX = "onnxruntime"
 _ONNX_PLATFORM = "onnxruntime_onnx"
 _DEFAULT_FILES = {ONNX: "model.onnx", NUMPY: "model.py"}
-_MOST_LEVELS = 1000
+_MOST_LEVELS = 16
 _MOST_DIMS = 31  # numpy 1 stops at 32, one of which is the batch
 
 _KINDS: dict[int, DeviceKind] = {

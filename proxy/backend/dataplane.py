@@ -53,6 +53,8 @@ class Inference:
     @property
     def key(self) -> Hashable:
         """See execution.Task: names and shapes of the inputs, but for the batch. Types are the model's for all."""
+        if self.batch is None:
+            return object()  # without an input, there is nothing to tell the rows of one from those of others by
         return frozenset([(tensor.name, tensor.shape[1:]) for _, tensor in self.inputs])
 
     @property

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from threading import Thread
 from time import monotonic_ns
 
-from proxy.backend.batching import Batcher, Entry, InOrder, Policy, QueueFull
+from proxy.backend.batching import MOST_SHAPES, Batcher, InOrder, Policy, QueueFull, TooManyShapes
 from proxy.backend.errors import Code, InferenceError, LoadError, description
 from proxy.backend.execution import Outcome, Output, Task, run_together
 from proxy.backend.runtimes import Instance, Runtime
@@ -30,13 +30,14 @@ _log = logging.getLogger("tensorgate.backend")
 class _Job:
     """A task on its way; None once nobody waits for it. Threads only read `task`."""
 
-    __slots__ = ("deadline", "entry", "future", "task")
+    __slots__ = ("arrived", "deadline", "future", "rows", "task")
 
     def __init__(self, task: Task, deadline: float | None, future: asyncio.Future[Sequence[Output]]) -> None:
         self.task: Task | None = task
         self.deadline = deadline
         self.future = future
-        self.entry: Entry[_Job]
+        self.rows = task.rows
+        self.arrived = monotonic_ns()
 
 
 class _Batch:
@@ -52,13 +53,13 @@ class _Batch:
 
 
 class _Worker:
-    """An instance's thread as the loop sees it: its queue, and the batches that it was given and has not done."""
+    """An instance's thread as the loop sees it: its queue, and the batch that it was given and has not done."""
 
     __slots__ = ("given", "queue", "thread")
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[_Batch | None] = SimpleQueue()
-        self.given: list[_Batch] = []
+        self.given: _Batch | None = None
         self.thread: Thread
 
 
@@ -103,7 +104,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests that no thread has begun to work on."""
-        given = [batch for worker in self._workers for batch in worker.given if not batch.begun]
+        given = [worker.given for worker in self._workers if worker.given is not None and not worker.given.begun]
         return len(self._batcher) + sum([job.task is not None for batch in given for job in batch.jobs])
 
     async def submit(
@@ -126,12 +127,17 @@ class Scheduler:
             )
         job = _Job(task, deadline, loop.create_future())
         try:
-            job.entry = self._batcher.add(job, task.key, task.rows, monotonic_ns(), priority, queue_timeout)
+            entry = self._batcher.add(job, task.key, job.rows, job.arrived, priority, queue_timeout)
         except QueueFull as full:
             raise InferenceError(
                 Code.UNAVAILABLE,
                 f"model '{self._spec.name}': exceeds maximum queue size: {full.most} requests wait already, which is "
                 "max_queue_size; try again later",
+            ) from None
+        except TooManyShapes:
+            raise InferenceError(
+                Code.RESOURCE_EXHAUSTED,
+                f"model '{self._spec.name}': requests of {MOST_SHAPES} shapes wait already, which is the limit",
             ) from None
         if self._order is not None:
             self._order.add(job)
@@ -142,15 +148,22 @@ class Scheduler:
             # Its tensors must stay neither in the queue, until a thread comes to it, nor in the cycle of a failed
             # job with the future that holds its exception, whose traceback holds this frame.
             job.task = None
-            if self._batcher.drop(job.entry):
-                self._ended(job, None)
-            del job, task
+            self._batcher.drop(entry)
+            self._ended(job, None)  # those behind it needn't wait for it any more, if its caller has left
+            del job, task, entry
 
     def close(self) -> None:
-        """Ask the threads to finalize and end, after what they were given. Doesn't wait: see `join`."""
+        """Ask the threads to finalize and end, after what they were given. What waits is refused. Doesn't wait: see
+        `join`. From any thread."""
         self._closed = True
-        for worker in self._workers:
-            worker.queue.put(None)
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if self._loop is None or self._loop is here or self._loop.is_closed():
+            self._close()
+        else:
+            self._loop.call_soon_threadsafe(self._close)
 
     def join(self, timeout: float) -> None:
         """Wait for the threads, at most so many seconds altogether."""
@@ -162,6 +175,14 @@ class Scheduler:
 
     # -- on the event loop
 
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for entry in self._batcher.clear():
+            self._ended(entry.item, InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}' is being unloaded"))
+        for worker in self._workers:
+            worker.queue.put(None)
+
     def _pump_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """When all that came in this turn of the loop is in the queue, so that it can run together."""
         if not self._pump_comes:
@@ -171,6 +192,8 @@ class Scheduler:
     def _pump(self) -> None:
         """Give idle instances what is due."""
         self._pump_comes = False
+        if self._closed:
+            return
         batcher = self._batcher
         now = monotonic_ns()
         for entry in batcher.expire(now):
@@ -179,38 +202,37 @@ class Scheduler:
                 entry.item,
                 InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}': request timeout expired in its queue"),
             )
-        while True:
-            worker = min(self._workers, key=lambda worker: len(worker.given))
-            # One that is at work gets another batch only if nothing could be added to that: it has it at hand then.
-            ahead = len(worker.given)
-            entries = batcher.take(now, full=ahead > 0) if ahead < 2 else []
+        # Only to those that are idle: what waits here can still be joined, overtaken, refused and dropped.
+        for worker in self._workers:
+            if worker.given is not None:
+                continue
+            entries = batcher.take(now)
             if not entries:
                 break
-            batch = _Batch([entry.item for entry in entries])
-            worker.given.append(batch)
-            worker.queue.put(batch)
+            worker.given = _Batch([entry.item for entry in entries])
+            worker.queue.put(worker.given)
         self._wake_up(now)
 
     def _wake_up(self, now: int) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = self._batcher.due(now, idle=any(not worker.given for worker in self._workers))
+        due = self._batcher.due(now, idle=any(worker.given is None for worker in self._workers))
         if due is not None and self._loop is not None:
             self._timer = self._loop.call_later((due - now) / 1e9, self._pump)
 
     def _done(self, worker: _Worker, batch: _Batch) -> None:
         """A thread has worked on a batch."""
-        worker.given.remove(batch)
+        worker.given = None
         now = monotonic_ns()
         arrived: list[int] = []
         rows = 0
         for job, outcome in zip(batch.jobs, batch.outcomes, strict=True):
             if isinstance(outcome, InferenceError):
-                self.statistics.failed(job.entry.arrived, now)
+                self.statistics.failed(job.arrived, now)
             else:
-                arrived.append(job.entry.arrived)
-                rows += job.entry.rows
+                arrived.append(job.arrived)
+                rows += job.rows
             self._ended(job, outcome)
         if batch.times is not None:
             self.statistics.executed(batch.times, arrived, rows, now)

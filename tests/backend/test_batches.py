@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from proxy.backend import scheduler
 from proxy.backend.dataplane import InputTensor
 from proxy.backend.errors import Code, InferenceError
+from proxy.backend.execution import Output
 from proxy.backend.repository import Loaded, Repository
 from tests.backend.models import write_model
 
@@ -208,6 +211,56 @@ async def test_answers_keep_their_order_where_that_is_asked_for(models: Models) 
     assert await asyncio.gather(first, second) == [[[-2]], [[10]]]
 
 
+async def test_nobody_waits_for_one_whose_caller_has_left(models: Models) -> None:
+    loaded = await models.load("m", "instance_group { count: 2 } dynamic_batching { preserve_ordering: true }")
+    first = await hold(loaded)
+    second = asyncio.ensure_future(call(loaded, [5]))
+    await asyncio.sleep(0.05)
+    assert not second.done()
+    first.cancel()
+    assert await asyncio.wait_for(second, 1) == [[10]]
+    release(loaded)
+
+
+async def test_one_instance_that_hangs_holds_up_no_other(models: Models) -> None:
+    loaded = await models.load("m", "instance_group { count: 2 }")
+    first = await hold(loaded)
+    for number in range(5):
+        assert await asyncio.wait_for(call(loaded, [number]), 1) == [[2 * number]]
+    release(loaded)
+    assert await first == [[-2]]
+
+
+async def test_what_waits_when_the_model_goes_is_told_so(models: Models) -> None:
+    loaded = await models.load("m", "dynamic_batching {}")
+    first = await hold(loaded)
+    waits = asyncio.ensure_future(call(loaded, [1]))
+    await asyncio.sleep(0.01)
+    await asyncio.to_thread(loaded.scheduler.close)
+    with pytest.raises(InferenceError, match="unloaded") as raised:
+        await waits
+    assert raised.value.code == Code.UNAVAILABLE
+    with pytest.raises(InferenceError, match="unloaded"):
+        await call(loaded, [2])
+    release(loaded)
+    assert await first == [[-2]]
+
+
+async def test_a_call_leaves_nothing_for_the_cycle_collector(models: Models) -> None:
+    loaded = await models.load("m", "dynamic_batching {}")
+    await call(loaded, [1])
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(5):
+            await call(loaded, [number])
+        await asyncio.sleep(0.01)
+        left = [one for one in gc.get_objects() if isinstance(one, (scheduler._Job, Output))]
+    finally:
+        gc.enable()
+    assert left == []
+
+
 async def test_a_batch_waits_for_company(models: Models) -> None:
     loaded = await models.load("m", "dynamic_batching { max_queue_delay_microseconds: 200000 }")
     early = asyncio.ensure_future(call(loaded, [1]))
@@ -226,7 +279,7 @@ async def test_a_batch_waits_for_company(models: Models) -> None:
         ("dynamic_batching { preferred_batch_size: [ 0 ] }", "preferred_batch_size is 0"),
         ("dynamic_batching { priority_levels: 2 }", "default_priority_level is 0"),
         ("dynamic_batching { priority_levels: 2 default_priority_level: 3 }", "default_priority_level is 3"),
-        ("dynamic_batching { priority_levels: 5000 default_priority_level: 1 }", "priority_levels is 5000"),
+        ("dynamic_batching { priority_levels: 17 default_priority_level: 1 }", "priority_levels is 17"),
         ("dynamic_batching { priority_queue_policy { key: 1 value {} } }", "level 1"),
     ],
 )

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.backend.batching import Batcher, Entry, InOrder, Policy, QueueFull, QueuePolicy
+from proxy.backend.batching import (
+    MOST_SHAPES,
+    Batcher,
+    Entry,
+    InOrder,
+    Policy,
+    QueueFull,
+    QueuePolicy,
+    TooManyShapes,
+)
 
 US = 1_000
 
@@ -167,8 +176,9 @@ def test_or_goes_on_behind_the_others() -> None:
     batcher: Batcher[str] = Batcher(policy(max_rows=2, levels=(late, late)))
     added(batcher, "ab", 0, priority=1)
     assert batcher.expire(60 * US) == []
-    added(batcher, "cd", 60 * US, priority=2)
-    assert [names(batcher.take(60 * US)) for _ in range(2)] == ["cd", "ab"]
+    added(batcher, "cd", 60 * US, priority=1)
+    added(batcher, "ef", 60 * US, priority=2)
+    assert [names(batcher.take(60 * US)) for _ in range(3)] == ["cd", "ab", "ef"]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +217,34 @@ def test_many_who_come_and_leave_leave_nothing() -> None:
     assert len(batcher._times) < 100
 
 
+def test_those_that_ran_leave_nothing_though_one_waits() -> None:
+    batcher: Batcher[int] = Batcher(policy(joins=False, levels=(QueuePolicy(timeout=10**12),) * 2))
+    batcher.add(-1, "k", 1, 0, priority=2)
+    for number in range(10_000):
+        batcher.add(number, "k", 1, number, priority=1)
+        batcher.take(number)
+    assert len(batcher) == 1
+    assert len(batcher._times) < 100
+
+
+def test_requests_of_too_many_shapes_are_refused() -> None:
+    batcher: Batcher[int] = Batcher(policy())
+    for number in range(MOST_SHAPES):
+        batcher.add(number, number, 1, 0)
+    with pytest.raises(TooManyShapes):
+        batcher.add(-1, -1, 1, 0)
+    batcher.add(-1, 0, 1, 0)
+    assert len(batcher) == MOST_SHAPES + 1
+
+
+def test_all_that_wait_can_be_sent_away() -> None:
+    batcher: Batcher[str] = Batcher(policy())
+    added(batcher, "ab", key="x")
+    added(batcher, "c", key="y")
+    assert names(batcher.clear()) == "abc"
+    assert (len(batcher), batcher.take(0), batcher.due(0, idle=True)) == (0, [], None)
+
+
 def test_one_that_runs_has_not_left() -> None:
     batcher: Batcher[str] = Batcher(policy())
     entry = batcher.add("a", "k", 1, 0)
@@ -224,6 +262,7 @@ def test_what_ends_early_waits_for_those_before_it() -> None:
     assert line.end("b", 2) == []
     assert line.end("a", 1) == [("a", 1), ("b", 2)]
     assert line.end("c", 3) == [("c", 3)]
+    assert line.end("c", 4) == []
 
 
 @given(st.permutations(range(12)))
@@ -290,7 +329,7 @@ def test_every_request_comes_out_once(rules: Policy, steps: list[tuple[object, .
         assert len({entry.key for entry in batch}) == 1
         assert sum(entry.rows for entry in batch) <= rules.max_rows or len(batch) == 1
         assert rules.joins or len(batch) == 1
-        lanes = [(entry.late, entry.level) for entry in batch]
+        lanes = [(entry.level, entry.late) for entry in batch]
         assert lanes == sorted(lanes)
         for lane in set(lanes):
             arrivals = [entry.arrived for entry, own in zip(batch, lanes, strict=True) if own == lane]
