@@ -41,26 +41,14 @@ class _Job:
 
 
 class _Batch:
-    """Jobs that run together. `begun` and what follows are the thread's; the loop reads them when it is done."""
+    """Jobs that run together. A thread changes it, and the loop reads it when that is done."""
 
-    __slots__ = ("begun", "jobs", "outcomes", "times")
+    __slots__ = ("jobs", "outcomes", "times")
 
     def __init__(self, jobs: list[_Job]) -> None:
         self.jobs = jobs
-        self.begun = False
         self.outcomes: list[Outcome] = []  # of the jobs that still are in `jobs`
         self.times: Times | None = None
-
-
-class _Worker:
-    """An instance's thread as the loop sees it: its queue, and the batch that it was given and has not done."""
-
-    __slots__ = ("given", "queue", "thread")
-
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[_Batch | None] = SimpleQueue()
-        self.given: _Batch | None = None
-        self.thread: Thread
 
 
 class Scheduler:
@@ -74,8 +62,12 @@ class Scheduler:
     ) -> None:
         self._spec = spec
         self._runtime = runtime
-        self._workers = [_Worker() for _ in devices]
         self._devices = devices
+        self._threads: list[Thread] = []
+        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()  # for all instances: one that hangs holds up no other
+        self._given = 0  # batches in it or in a thread
+        # Where there is nothing to decide, requests needn't wait on the loop for an instance to be idle.
+        self._at_once = policy == Policy(max_rows=policy.max_rows)
         self._batcher: Batcher[_Job] = Batcher(policy)
         self._order: InOrder[_Job] | None = InOrder() if ordered else None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -89,12 +81,13 @@ class Scheduler:
     def start(self) -> None:
         """Start every instance and wait until all of them are initialized. Blocks; raises LoadError."""
         started: list[Future[None]] = []
-        for index, (worker, device) in enumerate(zip(self._workers, self._devices, strict=True)):
+        for index, device in enumerate(self._devices):
             ready: Future[None] = Future()
             name = f"{self._spec.name}/{self._spec.version}#{index}"
             # A daemon: a model that never returns must not keep the process from ending.
-            worker.thread = Thread(target=self._live, args=(worker, device, ready), name=name, daemon=True)
-            worker.thread.start()
+            thread = Thread(target=self._live, args=(device, ready), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
             started.append(ready)
         faults = [fault for ready in started if (fault := ready.exception()) is not None]
         if faults:
@@ -104,8 +97,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests that no thread has begun to work on."""
-        given = [worker.given for worker in self._workers if worker.given is not None and not worker.given.begun]
-        return len(self._batcher) + sum([job.task is not None for batch in given for job in batch.jobs])
+        return len(self._batcher) + self._queue.qsize()
 
     async def submit(
         self, task: Task, deadline: float | None, priority: int = 0, queue_timeout: int = 0
@@ -141,7 +133,10 @@ class Scheduler:
             ) from None
         if self._order is not None:
             self._order.add(job)
-        self._pump_soon(loop)
+        if self._at_once:
+            self._pump()
+        else:
+            self._pump_soon(loop)
         try:
             return await job.future
         finally:
@@ -168,10 +163,10 @@ class Scheduler:
     def join(self, timeout: float) -> None:
         """Wait for the threads, at most so many seconds altogether."""
         until = time.monotonic() + timeout
-        for worker in self._workers:
-            worker.thread.join(max(until - time.monotonic(), 0))
-            if worker.thread.is_alive():
-                _log.warning("model %s is still running; it is cut off", worker.thread.name)
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0))
+            if thread.is_alive():
+                _log.warning("model %s is still running; it is cut off", thread.name)
 
     # -- on the event loop
 
@@ -180,8 +175,8 @@ class Scheduler:
             self._timer.cancel()
         for entry in self._batcher.clear():
             self._ended(entry.item, InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}' is being unloaded"))
-        for worker in self._workers:
-            worker.queue.put(None)
+        for _ in self._threads:
+            self._queue.put(None)
 
     def _pump_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """When all that came in this turn of the loop is in the queue, so that it can run together."""
@@ -202,28 +197,24 @@ class Scheduler:
                 entry.item,
                 InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}': request timeout expired in its queue"),
             )
-        # Only to those that are idle: what waits here can still be joined, overtaken, refused and dropped.
-        for worker in self._workers:
-            if worker.given is not None:
-                continue
-            entries = batcher.take(now)
-            if not entries:
-                break
-            worker.given = _Batch([entry.item for entry in entries])
-            worker.queue.put(worker.given)
-        self._wake_up(now)
+        # Only as many as there are idle instances: what waits here can still be joined, overtaken, refused and dropped.
+        while (self._at_once or self._given < len(self._threads)) and (entries := batcher.take(now)):
+            self._given += 1
+            self._queue.put(_Batch([entry.item for entry in entries]))
+        if not self._at_once:
+            self._wake_up(now)
 
     def _wake_up(self, now: int) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = self._batcher.due(now, idle=any(worker.given is None for worker in self._workers))
+        due = self._batcher.due(now, idle=self._given < len(self._threads))
         if due is not None and self._loop is not None:
             self._timer = self._loop.call_later((due - now) / 1e9, self._pump)
 
-    def _done(self, worker: _Worker, batch: _Batch) -> None:
+    def _done(self, batch: _Batch) -> None:
         """A thread has worked on a batch."""
-        worker.given = None
+        self._given -= 1
         now = monotonic_ns()
         arrived: list[int] = []
         rows = 0
@@ -236,7 +227,8 @@ class Scheduler:
             self._ended(job, outcome)
         if batch.times is not None:
             self.statistics.executed(batch.times, arrived, rows, now)
-        self._pump()
+        if not self._at_once:
+            self._pump()
 
     def _ended(self, job: _Job, outcome: Outcome | None) -> None:
         """The outcome of a job is known, or None when nobody waits for it."""
@@ -248,7 +240,7 @@ class Scheduler:
 
     # -- in an instance's thread
 
-    def _live(self, worker: _Worker, device: Device, ready: Future[None]) -> None:
+    def _live(self, device: Device, ready: Future[None]) -> None:
         try:
             instance = self._runtime.start(self._spec, device)
         except LoadError as error:
@@ -258,13 +250,12 @@ class Scheduler:
             ready.set_exception(LoadError(description(error)))
             return
         ready.set_result(None)
-        while (batch := worker.queue.get()) is not None:
-            self._work(worker, batch, instance)
+        while (batch := self._queue.get()) is not None:
+            self._work(batch, instance)
             del batch  # its tensors must not stay until the next one comes
         self._protected("finalize", instance.finalize)
 
-    def _work(self, worker: _Worker, batch: _Batch, instance: Instance) -> None:
-        batch.begun = True
+    def _work(self, batch: _Batch, instance: Instance) -> None:
         now = monotonic_ns() / 1e9
         jobs: list[_Job] = []
         tasks: list[Task] = []
@@ -286,7 +277,7 @@ class Scheduler:
         del task, tasks  # not until the next batch comes
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._done, worker, batch)
+            self._loop.call_soon_threadsafe(self._done, batch)
         except RuntimeError:
             pass  # the loop is closed: the process ends, and nobody waits
 

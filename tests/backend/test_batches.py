@@ -77,7 +77,7 @@ def release(loaded: Loaded) -> None:
 async def hold(loaded: Loaded) -> asyncio.Task[list[list[int]]]:
     """Keep the only instance busy until `release`."""
     task = asyncio.ensure_future(call(loaded, [-1]))
-    while not loaded.scheduler._workers[0].given:
+    while not loaded.scheduler._given or loaded.scheduler._queue.qsize():
         await asyncio.sleep(0)
     return task
 
