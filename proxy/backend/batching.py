@@ -27,7 +27,8 @@ T = TypeVar("T")
 class QueuePolicy:
     """How long a request may wait, and how many. 0 means no limit.
 
-    delay: one whose time is up is put behind all that are in time, instead of being refused.
+    delay: one whose time is up is put behind those of its own and higher levels that are in time, instead of being
+    refused.
     override: a request may bring a shorter time of its own.
     """
 

@@ -104,13 +104,12 @@ class Scheduler:
     ) -> Sequence[Output]:
         """Run a task in one of the threads, with others if they fit.
 
-        deadline: on the clock of time.monotonic. priority and queue_timeout, in ns: see
-        `Batcher.add`.
+        deadline: on the clock of time.monotonic. priority and queue_timeout, in ns: see `Batcher.add`.
         Raises InferenceError. A caller that is cancelled while its task still waits keeps it from ever running.
         """
         loop = self._loop = asyncio.get_running_loop()
         if self._closed:
-            raise InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}' is being unloaded")
+            raise self._unloaded()
         if self.waiting >= MOST_WAITING:
             raise InferenceError(
                 Code.RESOURCE_EXHAUSTED,
@@ -174,9 +173,12 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
         for entry in self._batcher.clear():
-            self._ended(entry.item, InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}' is being unloaded"))
+            self._ended(entry.item, self._unloaded())
         for _ in self._threads:
             self._queue.put(None)
+
+    def _unloaded(self) -> InferenceError:
+        return InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}' is being unloaded")
 
     def _pump_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """When all that came in this turn of the loop is in the queue, so that it can run together."""

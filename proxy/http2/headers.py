@@ -258,7 +258,7 @@ def check_passing(fields: Sequence[Field]) -> bool:
     for name, value in fields:
         if name not in _good_names and not _is_good_name(name):
             return False
-        if value and (value[0] in _WHITE or value[-1] in _WHITE or value.translate(None, _ALLOWED_IN_VALUES)):
+        if _is_bad_value(value):
             return False
     return True
 

@@ -181,7 +181,11 @@ class Sender:
             self.blocked[stream] = None
         backlog.trailers = block
         backlog.passing = passing
-        self._enters_backlog(stream, backlog, list_size(block, passing))
+        size = list_size(block, passing)
+        backlog.waiting += size
+        self._count_waiting(stream, size)
+        if stream.partner is not None:
+            stream.partner.conn.on_stuck(stream.partner)
 
     # -- data
 
@@ -225,23 +229,17 @@ class Sender:
         if backlog is None:
             backlog = stream.backlog = Backlog()
         backlog.add(chunk, end)
-        size = len(chunk)
-        self.queued += size
-        if stream.partner is not None:
-            stream.partner.conn.stuck += size
+        self._count_waiting(stream, len(chunk))
         self.pump_stream(stream)
         partner = stream.partner
         if partner is not None and stream.backlog is not None:
             partner.conn.on_stuck(partner)
 
-    def _enters_backlog(self, stream: Stream, backlog: Backlog, size: int) -> None:
-        """So many bytes wait that are no data."""
-        backlog.waiting += size
+    def _count_waiting(self, stream: Stream, size: int) -> None:
+        """So many bytes more, or less, wait in a stream's backlog."""
         self.queued += size
-        partner = stream.partner
-        if partner is not None:
-            partner.conn.stuck += size
-            partner.conn.on_stuck(partner)
+        if stream.partner is not None:
+            stream.partner.conn.stuck += size
 
     def pump_stream(self, stream: Stream) -> None:
         """Send what the windows allow of one stream's backlog; `blocked` if not its own window stops it."""
@@ -285,9 +283,7 @@ class Sender:
 
     def _left_backlog(self, stream: Stream, backlog: Backlog, size: int) -> None:
         backlog.waiting -= size
-        self.queued -= size
-        if stream.partner is not None:
-            stream.partner.conn.stuck -= size
+        self._count_waiting(stream, -size)
 
     def _backlog_sent(self, stream: Stream, backlog: Backlog) -> None:
         stream.backlog = None

@@ -82,6 +82,13 @@ async def hold(loaded: Loaded) -> asyncio.Task[list[list[int]]]:
     return task
 
 
+async def waiting(loaded: Loaded, count: int) -> list[asyncio.Task[list[list[int]]]]:
+    """Calls of 0, 1, ..., which have come to the queue."""
+    calls = [asyncio.ensure_future(call(loaded, [number])) for number in range(count)]
+    await asyncio.sleep(0.01)
+    return calls
+
+
 async def test_requests_of_one_moment_run_together(models: Models) -> None:
     loaded = await models.load("m", "dynamic_batching {}")
     answers = await asyncio.gather(*(call(loaded, [number, number + 1]) for number in range(6)))
@@ -116,8 +123,7 @@ async def test_requests_of_other_shapes_run_apart(models: Models) -> None:
 async def test_what_waited_for_an_instance_runs_together(models: Models) -> None:
     loaded = await models.load("m", "dynamic_batching {}")
     first = await hold(loaded)
-    calls = [asyncio.ensure_future(call(loaded, [number])) for number in range(5)]
-    await asyncio.sleep(0.01)
+    calls = await waiting(loaded, 5)
     assert loaded.scheduler.waiting == 5
     release(loaded)
     assert await first == [[-2]]
@@ -158,8 +164,7 @@ async def test_a_caller_that_leaves_is_not_run(models: Models) -> None:
 async def test_a_full_queue_refuses_at_once(models: Models) -> None:
     loaded = await models.load("m", "dynamic_batching { default_queue_policy { max_queue_size: 2 } }")
     first = await hold(loaded)
-    calls = [asyncio.ensure_future(call(loaded, [number])) for number in range(2)]
-    await asyncio.sleep(0.01)
+    calls = await waiting(loaded, 2)
     with pytest.raises(InferenceError, match="exceeds maximum queue size") as raised:
         await call(loaded, [9])
     assert raised.value.code == Code.UNAVAILABLE
