@@ -66,7 +66,6 @@ def _refuse_unsupported(config: pb.ModelConfig, place: str) -> None:
     found = {
         "sequence_batching": config.HasField("sequence_batching"),
         "ensemble_scheduling": config.HasField("ensemble_scheduling"),
-        "model_transaction_policy.decoupled": config.model_transaction_policy.decoupled,
         "batch_input": bool(config.batch_input),
         "batch_output": bool(config.batch_output),
         "model_repository_agents": config.HasField("model_repository_agents"),
@@ -185,7 +184,7 @@ def batching(config: pb.ModelConfig) -> tuple[Policy, bool]:
     policies = [own.get(level, rules.default_queue_policy) for level in range(1, max(levels, 1) + 1)]
     policy = Policy(
         max_rows=max(most, 1),
-        joins=config.HasField("dynamic_batching") and most > 1,
+        joins=config.HasField("dynamic_batching") and most > 1 and not config.model_transaction_policy.decoupled,
         delay=1000 * rules.max_queue_delay_microseconds,
         preferred=tuple(sorted(set(rules.preferred_batch_size))),
         levels=tuple(_queue_policy(one) for one in policies),
@@ -240,14 +239,28 @@ def build_spec(config: pb.ModelConfig, version: int, directory: Path) -> ModelSp
         directory=directory,
         max_batch_size=config.max_batch_size,
         inputs=tuple(_tensor(tensor, tensor.optional) for tensor in config.input),
-        outputs=tuple(_tensor(tensor, False) for tensor in config.output),
+        outputs=tuple(_tensor(tensor, False, _labels(tensor, directory.parent)) for tensor in config.output),
         parameters={name: value.string_value for name, value in config.parameters.items()},
+        decoupled=config.model_transaction_policy.decoupled,
     )
 
 
-def _tensor(tensor: pb.ModelInput | pb.ModelOutput, optional: bool) -> TensorSpec:
+def _tensor(tensor: pb.ModelInput | pb.ModelOutput, optional: bool, labels: tuple[str, ...] = ()) -> TensorSpec:
     reshape = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None
-    return TensorSpec(tensor.name, datatype_of(tensor.data_type), tuple(tensor.dims), reshape, optional)
+    return TensorSpec(tensor.name, datatype_of(tensor.data_type), tuple(tensor.dims), reshape, optional, labels)
+
+
+def _labels(tensor: pb.ModelOutput, directory: Path) -> tuple[str, ...]:
+    """The lines of the output's label_filename, which lies in the model's directory. Raises LoadError."""
+    name = tensor.label_filename
+    if not name:
+        return ()
+    if "/" in name or name in (".", ".."):
+        raise LoadError(f"output '{tensor.name}': label_filename is '{name}'; it must be a plain file name")
+    try:
+        return tuple((directory / name).read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"output '{tensor.name}': label_filename '{name}' cannot be read: {error}") from None
 
 
 def datatype_of(number: int) -> DataType:

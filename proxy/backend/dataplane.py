@@ -8,11 +8,12 @@ is badly aligned, the bytes of the answer) happens in the model's thread, in `In
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from proxy.backend.classification import classify
 from proxy.backend.errors import invalid
 from proxy.backend.execution import Output
 from proxy.backend.spec import ModelSpec, TensorSpec
@@ -39,6 +40,26 @@ class InputTensor:
     raw: Buffer | None = None
     values: Sequence[Any] | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes; a value that is not raw counts 8."""
+        return len(self.raw) if self.raw is not None else 8 * len(self.values or ())
+
+
+@dataclass(slots=True)
+class Request:
+    """What a client asks of a model, in no protocol's words.
+
+    outputs: name -> number of classes, 0 for the tensor itself; empty for all outputs as they are.
+    priority: 0 for the model's default. queue_timeout: ns, 0 for none. deadline: on the clock of time.monotonic.
+    """
+
+    inputs: Sequence[InputTensor]
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    priority: int = 0
+    queue_timeout: int = 0
+    deadline: float | None = None
+
 
 @dataclass(slots=True)
 class Inference:
@@ -46,7 +67,7 @@ class Inference:
 
     spec: ModelSpec
     inputs: Sequence[tuple[TensorSpec, InputTensor]]
-    wanted: frozenset[str] | None
+    wanted: Mapping[str, int]
     batch: int | None
     shared_outputs: bool
 
@@ -61,6 +82,11 @@ class Inference:
     def rows(self) -> int:
         return 1 if self.batch is None else self.batch
 
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.size for _, tensor in self.inputs)
+
     def arrays(self) -> Mapping[str, Array]:
         return {spec.name: _array(spec, tensor, self.batch) for spec, tensor in self.inputs}
 
@@ -70,19 +96,19 @@ class Inference:
             raise TypeError(f"returned '{strange[0]}', which is not one of its outputs")
         outputs = []
         for spec in self.spec.outputs:
-            if self.wanted is not None and spec.name not in self.wanted:
+            if self.wanted and spec.name not in self.wanted:
                 continue
             if spec.name not in made:
                 raise TypeError(f"returned no '{spec.name}'")
-            outputs.append(_output(spec, np.asarray(made[spec.name]), self.batch, self.shared_outputs))
+            classes = self.wanted.get(spec.name, 0)
+            outputs.append(_output(spec, np.asarray(made[spec.name]), self.batch, self.shared_outputs, classes))
         return outputs
 
 
-def check(
-    spec: ModelSpec, inputs: Sequence[InputTensor], wanted: Sequence[str], *, shared_outputs: bool
-) -> Inference:
-    """The request as something that can be run. `wanted` names outputs, none means all. Raises InferenceError."""
+def check(spec: ModelSpec, request: Request, *, shared_outputs: bool) -> Inference:
+    """The request as something that can be run. Raises InferenceError."""
     known = spec.input_named
+    inputs, wanted = request.inputs, request.outputs
     pairs: list[tuple[TensorSpec, InputTensor]] = []
     seen = set()
     for tensor in inputs:
@@ -98,11 +124,20 @@ def check(
     for expected, tensor in pairs:
         _check_input(spec, expected, tensor)
     batch = _check_batch(spec, pairs) if spec.max_batch_size else None
-    for name in wanted:
-        if name not in spec.output_named:
-            has = _names(spec.output_named)
-            raise invalid(f"output '{name}' is not an output of model '{spec.name}', which has {has}")
-    return Inference(spec, pairs, frozenset(wanted) or None, batch, shared_outputs)
+    for name, classes in wanted.items():
+        _check_output(spec, name, classes)
+    return Inference(spec, pairs, wanted, batch, shared_outputs)
+
+
+def _check_output(spec: ModelSpec, name: str, classes: int) -> None:
+    output = spec.output_named.get(name)
+    if output is None:
+        has = _names(spec.output_named)
+        raise invalid(f"output '{name}' is not an output of model '{spec.name}', which has {has}")
+    if classes < 0:
+        raise invalid(f"output '{name}': classification is {classes}; it must be a number of classes, 1 or more")
+    if classes and output.datatype is BYTES:
+        raise invalid(f"output '{name}': classification asks for numbers, model '{spec.name}' gives BYTES")
 
 
 def _names(tensors: Mapping[str, TensorSpec]) -> str:
@@ -201,7 +236,7 @@ def _translated(
     return (*lead, *(next(sizes) if dim == -1 else dim for dim in into))
 
 
-def _output(spec: TensorSpec, array: Array, batch: int | None, shared: bool) -> Output:
+def _output(spec: TensorSpec, array: Array, batch: int | None, shared: bool, classes: int) -> Output:
     if not fits(array, spec.datatype):
         raise TypeError(f"returned '{spec.name}' as {array.dtype}, which is not {spec.datatype.name}")
     expected = spec.model_dims if batch is None else (batch, *spec.model_dims)
@@ -210,4 +245,7 @@ def _output(spec: TensorSpec, array: Array, batch: int | None, shared: bool) -> 
         raise TypeError(f"returned '{spec.name}' with shape {list(shape)}, which is not {list(expected)}")
     if spec.reshape is not None:
         shape = _translated(shape, batch, spec.reshape, spec.dims)
+    if classes:
+        named = classify(array, spec, classes, batched=batch is not None)
+        return Output(spec.name, BYTES.name, named.shape, to_raw(named, BYTES, shared=False))
     return Output(spec.name, spec.datatype.name, shape, to_raw(array, spec.datatype, shared=shared))

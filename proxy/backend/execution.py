@@ -6,6 +6,7 @@ those that ran together, with its message and without its traceback.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic_ns
@@ -29,6 +30,10 @@ class Output:
     data: Buffer
 
 
+class CallerLeft(Exception):
+    """Nobody waits for the answers of a decoupled model any more."""
+
+
 class Task(Protocol):
     """A checked request. Those with equal keys can run together; `rows` is its first dimension, 1 without batches."""
 
@@ -37,6 +42,11 @@ class Task(Protocol):
 
     @property
     def rows(self) -> int: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of its inputs."""
+        ...
 
     def arrays(self) -> Mapping[str, Array]:
         """The inputs by name. Raises InferenceError."""
@@ -62,10 +72,7 @@ def run_together(
     arrays: dict[int, Mapping[str, Array]] = {}
 
     def failure(error: BaseException) -> InferenceError:
-        if isinstance(error, InferenceError):
-            return InferenceError(error.code, str(error))  # without the frames, which would hold the tasks in a cycle
-        report()
-        return InferenceError(Code.INTERNAL, f"model '{name}' failed: {description(error)}")
+        return _failure(name, error, report)
 
     for index, task in enumerate(tasks):
         try:
@@ -95,6 +102,36 @@ def run_together(
                     outcomes[index] = failure(error)
         times = Times(sum(rows), started, made_at - started, ran_at - made_at, monotonic_ns() - ran_at)
     return [outcomes[index] for index in range(len(tasks))], times
+
+
+def run_decoupled(
+    name: str, instance: Instance, task: Task, put: Callable[[Sequence[Output]], None], report: Callable[[], None]
+) -> tuple[list[Outcome], Times | None]:
+    """Run one task of a decoupled model: `put` gets each answer -> its outcome, without outputs, as `run_together`.
+
+    put: may raise CallerLeft, which stops the model.
+    """
+    started = monotonic_ns()
+    outcome: Outcome = ()
+    made_at = started
+    try:
+        arrays = task.arrays()
+        made_at = monotonic_ns()
+        with contextlib.closing(instance.stream(arrays)) as answers:
+            for made in answers:
+                put(task.outputs(made))
+    except BaseException as error:  # noqa: BLE001
+        outcome = _failure(name, error, report)
+    return [outcome], Times(task.rows, started, made_at - started, monotonic_ns() - made_at, 0)
+
+
+def _failure(name: str, error: BaseException, report: Callable[[], None]) -> InferenceError:
+    if isinstance(error, InferenceError):
+        return InferenceError(error.code, str(error))  # without the frames, which would hold the tasks in a cycle
+    if isinstance(error, CallerLeft):
+        return InferenceError(Code.CANCELLED, "the caller left")
+    report()
+    return InferenceError(Code.INTERNAL, f"model '{name}' failed: {description(error)}")
 
 
 def _joined(arrays: Sequence[Mapping[str, Array]]) -> Mapping[str, Array]:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -19,13 +19,11 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from proxy.backend import config as configuration
-from proxy.backend.dataplane import InputTensor, check
 from proxy.backend.errors import Code, InferenceError, LoadError, description, invalid
-from proxy.backend.execution import Output
+from proxy.backend.loaded import Loaded
 from proxy.backend.protos import model_config_pb2 as pb
 from proxy.backend.runtimes import open_runtime
 from proxy.backend.scheduler import Scheduler
-from proxy.backend.spec import ModelSpec
 
 _log = logging.getLogger("tensorgate.backend")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -36,30 +34,6 @@ class State(Enum):
     LOADING = "is being loaded"
     READY = "is ready"
     UNAVAILABLE = "is not ready"
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A version that runs."""
-
-    spec: ModelSpec
-    config: pb.ModelConfig
-    scheduler: Scheduler
-    shared_outputs: bool
-
-    async def infer(
-        self,
-        inputs: Sequence[InputTensor],
-        wanted: Sequence[str],
-        deadline: float | None,
-        priority: int = 0,
-        queue_timeout: int = 0,
-    ) -> Sequence[Output]:
-        """Check a request and run it; see `Scheduler.submit`. Raises InferenceError."""
-        # Without a name for the task: a failed call's traceback holds this frame, and would hold its tensors.
-        return await self.scheduler.submit(
-            check(self.spec, inputs, wanted, shared_outputs=self.shared_outputs), deadline, priority, queue_timeout
-        )
 
 
 @dataclass(slots=True)

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic_ns
 
-from proxy.backend.batching import MOST_SHAPES, Batcher, InOrder, Policy, QueueFull, TooManyShapes
+from proxy.backend.answers import Answers
+from proxy.backend.batching import MOST_SHAPES, Batcher, Entry, InOrder, Policy, QueueFull, TooManyShapes
 from proxy.backend.errors import Code, InferenceError, LoadError, description
-from proxy.backend.execution import Outcome, Output, Task, run_together
+from proxy.backend.execution import Outcome, Output, Task, run_decoupled, run_together
 from proxy.backend.runtimes import Instance, Runtime
 from proxy.backend.spec import Device, ModelSpec
-from proxy.backend.statistics import Statistics, Times
+from proxy.backend.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics, Times
 
 MOST_WAITING = 8192  # requests in the queue of a model version; a model that hangs must not gather them without end
 
@@ -28,15 +29,23 @@ _log = logging.getLogger("tensorgate.backend")
 
 
 class _Job:
-    """A task on its way; None once nobody waits for it. Threads only read `task`."""
+    """A task on its way; None once nobody waits for it. Threads only read `task`. answers: of a decoupled model."""
 
-    __slots__ = ("arrived", "deadline", "future", "rows", "task")
+    __slots__ = ("answers", "arrived", "deadline", "future", "rows", "size", "task")
 
-    def __init__(self, task: Task, deadline: float | None, future: asyncio.Future[Sequence[Output]]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        deadline: float | None,
+        future: asyncio.Future[Sequence[Output]],
+        answers: Answers | None = None,
+    ) -> None:
         self.task: Task | None = task
         self.deadline = deadline
         self.future = future
+        self.answers = answers
         self.rows = task.rows
+        self.size = task.size
         self.arrived = monotonic_ns()
 
 
@@ -52,13 +61,19 @@ class _Batch:
 
 
 class Scheduler:
-    """The queue and the threads of one model version. `start` starts them, `close` ends them.
+    """The queue and the threads of one model version. `start` starts them, `retire` or `close` ends them.
 
-    ordered: answers leave in the order in which the requests came.
+    ordered: answers leave in the order in which the requests came. most_bytes: of the requests that it holds.
     """
 
     def __init__(
-        self, spec: ModelSpec, runtime: Runtime, devices: Sequence[Device], policy: Policy, ordered: bool = False
+        self,
+        spec: ModelSpec,
+        runtime: Runtime,
+        devices: Sequence[Device],
+        policy: Policy,
+        ordered: bool = False,
+        most_bytes: int = 2**63,
     ) -> None:
         self._spec = spec
         self._runtime = runtime
@@ -74,6 +89,9 @@ class Scheduler:
         self._timer: asyncio.TimerHandle | None = None
         self._pump_comes = False
         self._closed = False
+        self._retired = False
+        self._most_bytes = most_bytes
+        self.held_bytes = 0
         self._quiet_until = 0.0
         self._unlogged = 0
         self.statistics = Statistics()
@@ -108,43 +126,35 @@ class Scheduler:
         Raises InferenceError. A caller that is cancelled while its task still waits keeps it from ever running.
         """
         loop = self._loop = asyncio.get_running_loop()
-        if self._closed:
-            raise self._unloaded()
-        if self.waiting >= MOST_WAITING:
-            raise InferenceError(
-                Code.RESOURCE_EXHAUSTED,
-                f"model '{self._spec.name}' is busy: {MOST_WAITING} requests wait for it, which is the limit; "
-                "try again later",
-            )
         job = _Job(task, deadline, loop.create_future())
-        try:
-            entry = self._batcher.add(job, task.key, job.rows, job.arrived, priority, queue_timeout)
-        except QueueFull as full:
-            raise InferenceError(
-                Code.UNAVAILABLE,
-                f"model '{self._spec.name}': exceeds maximum queue size: {full.most} requests wait already, which is "
-                "max_queue_size; try again later",
-            ) from None
-        except TooManyShapes:
-            raise InferenceError(
-                Code.RESOURCE_EXHAUSTED,
-                f"model '{self._spec.name}': requests of {MOST_SHAPES} shapes wait already, which is the limit",
-            ) from None
-        if self._order is not None:
-            self._order.add(job)
-        if self._at_once:
-            self._pump()
-        else:
-            self._pump_soon(loop)
+        entry = self._admit(job, task, priority, queue_timeout)
         try:
             return await job.future
         finally:
-            # Its tensors must stay neither in the queue, until a thread comes to it, nor in the cycle of a failed
-            # job with the future that holds its exception, whose traceback holds this frame.
-            job.task = None
-            self._batcher.drop(entry)
-            self._ended(job, None)  # those behind it needn't wait for it any more, if its caller has left
+            self._forget(job, entry)
             del job, task, entry
+
+    async def submit_stream(
+        self, task: Task, deadline: float | None, priority: int = 0, queue_timeout: int = 0
+    ) -> AsyncGenerator[Sequence[Output], None]:
+        """The same for a decoupled model: its answers, one by one. A caller that closes this ends the model's work."""
+        loop = self._loop = asyncio.get_running_loop()
+        answers = Answers()
+        job = _Job(task, deadline, loop.create_future(), answers)
+        entry = self._admit(job, task, priority, queue_timeout)
+        try:
+            async for outputs in answers.until(job.future):
+                yield outputs
+                del outputs
+        finally:
+            answers.leave()
+            self._forget(job, entry)
+            del job, task, entry
+
+    def retire(self) -> None:
+        """Take no further requests; run those that wait; then finalize and end. On the event loop; doesn't wait."""
+        self._retired = True
+        self._end_if_idle()
 
     def close(self) -> None:
         """Ask the threads to finalize and end, after what they were given. What waits is refused. Doesn't wait: see
@@ -169,6 +179,71 @@ class Scheduler:
 
     # -- on the event loop
 
+    def _admit(self, job: _Job, task: Task, priority: int, queue_timeout: int) -> Entry[_Job]:
+        """Put it into the queue. Raises InferenceError."""
+        if self._closed or self._retired:
+            raise self._unloaded()
+        self._check_room(job)
+        try:
+            entry = self._batcher.add(job, task.key, job.rows, job.arrived, priority, queue_timeout)
+        except QueueFull as full:
+            raise self._refused(
+                job,
+                Code.UNAVAILABLE,
+                f"exceeds maximum queue size: {full.most} requests wait already, which is max_queue_size; "
+                "try again later",
+            ) from None
+        except TooManyShapes:
+            raise self._refused(
+                job, Code.RESOURCE_EXHAUSTED, f"requests of {MOST_SHAPES} shapes wait already, which is the limit"
+            ) from None
+        self.held_bytes += job.size
+        if self._order is not None:
+            self._order.add(job)
+        if self._at_once:
+            self._pump()
+        else:
+            self._pump_soon()
+        return entry
+
+    def _check_room(self, job: _Job) -> None:
+        if self.waiting >= MOST_WAITING:
+            raise self._refused(
+                job,
+                Code.RESOURCE_EXHAUSTED,
+                f"is busy: {MOST_WAITING} requests wait for it, which is the limit; try again later",
+            )
+        if self.held_bytes + job.size > self._most_bytes:
+            raise self._refused(
+                job,
+                Code.RESOURCE_EXHAUSTED,
+                f"holds {self.held_bytes} bytes of requests; {job.size} more would exceed its limit of "
+                f"{self._most_bytes}; send less at a time, or try again later",
+            )
+
+    def _refused(self, job: _Job, code: Code, why: str) -> InferenceError:
+        self.statistics.failed(job.arrived, monotonic_ns(), REJECTED)
+        return InferenceError(code, f"model '{self._spec.name}' {why}")
+
+    def _forget(self, job: _Job, entry: Entry[_Job]) -> None:
+        """Nobody waits for it any more.
+
+        Its tensors must stay neither in the queue, until a thread comes to it, nor in the cycle of a failed job with
+        the future that holds its exception, whose traceback holds the caller's frame.
+        """
+        job.task = None
+        self.held_bytes -= job.size
+        self._batcher.drop(entry)
+        if not job.future.done() or job.future.cancelled():
+            self.statistics.failed(job.arrived, monotonic_ns(), CANCELED)
+        self._ended(job, None)  # those behind it needn't wait for it any more, if its caller has left
+
+    def _end_if_idle(self) -> None:
+        # What was given to the threads comes before the None that ends them.
+        if self._retired and not self._closed and not len(self._batcher):
+            self._closed = True
+            self._close()
+
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -180,11 +255,11 @@ class Scheduler:
     def _unloaded(self) -> InferenceError:
         return InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}' is being unloaded")
 
-    def _pump_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _pump_soon(self) -> None:
         """When all that came in this turn of the loop is in the queue, so that it can run together."""
-        if not self._pump_comes:
+        if not self._pump_comes and self._loop is not None:
             self._pump_comes = True
-            loop.call_soon(self._pump)
+            self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         """Give idle instances what is due."""
@@ -194,7 +269,7 @@ class Scheduler:
         batcher = self._batcher
         now = monotonic_ns()
         for entry in batcher.expire(now):
-            self.statistics.failed(entry.arrived, now)
+            self.statistics.failed(entry.arrived, now, REJECTED)
             self._ended(
                 entry.item,
                 InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}': request timeout expired in its queue"),
@@ -205,6 +280,7 @@ class Scheduler:
             self._queue.put(_Batch([entry.item for entry in entries]))
         if not self._at_once:
             self._wake_up(now)
+        self._end_if_idle()
 
     def _wake_up(self, now: int) -> None:
         if self._timer is not None:
@@ -221,8 +297,10 @@ class Scheduler:
         arrived: list[int] = []
         rows = 0
         for job, outcome in zip(batch.jobs, batch.outcomes, strict=True):
-            if isinstance(outcome, InferenceError):
-                self.statistics.failed(job.arrived, now)
+            if job.task is None:
+                pass  # counted when its caller left
+            elif isinstance(outcome, InferenceError):
+                self.statistics.failed(job.arrived, now, _reason(outcome))
             else:
                 arrived.append(job.arrived)
                 rows += job.rows
@@ -252,10 +330,26 @@ class Scheduler:
             ready.set_exception(LoadError(description(error)))
             return
         ready.set_result(None)
-        while (batch := self._queue.get()) is not None:
-            self._work(batch, instance)
-            del batch  # its tensors must not stay until the next one comes
+        while not self._serve(instance):
+            pass
         self._protected("finalize", instance.finalize)
+
+    def _serve(self, instance: Instance) -> bool:
+        """Work until the end -> whether it was asked for. It isn't when a model's code has ended this thread from
+        elsewhere (PyThreadState_SetAsyncExc), at whatever place that hit it: other requests need the thread."""
+        batch: _Batch | None = None
+        try:
+            while (batch := self._queue.get()) is not None:
+                self._work(batch, instance)
+                batch = None  # its tensors must not stay until the next one comes
+        except BaseException:  # noqa: BLE001
+            _log.warning("the thread of model %s was interrupted; it goes on", self._spec.name, exc_info=True)
+            if batch is not None:
+                why = f"model '{self._spec.name}' failed: its thread was interrupted"
+                batch.outcomes = [InferenceError(Code.INTERNAL, why) for _ in batch.jobs]
+                self._report(batch)
+            return False
+        return True
 
     def _work(self, batch: _Batch, instance: Instance) -> None:
         now = monotonic_ns() / 1e9
@@ -270,13 +364,19 @@ class Scheduler:
             else:
                 jobs.append(job)
                 tasks.append(task)
-        if tasks:
+        if tasks and jobs[0].answers is not None:
+            put = jobs[0].answers.put
+            outcomes, batch.times = run_decoupled(self._spec.name, instance, tasks[0], put, self._log_failure)
+        elif tasks:
             outcomes, batch.times = run_together(self._spec.name, instance, tasks, self._log_failure)
         batch.jobs = jobs + late
         batch.outcomes = outcomes + [
             InferenceError(Code.DEADLINE_EXCEEDED, "deadline passed in the model's queue") for _ in late
         ]
         del task, tasks  # not until the next batch comes
+        self._report(batch)
+
+    def _report(self, batch: _Batch) -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(self._done, batch)
@@ -298,6 +398,10 @@ class Scheduler:
             call()
         except BaseException:  # noqa: BLE001  (a model's last words)
             _log.warning("%s of model %s failed", what, self._spec.name, exc_info=True)
+
+
+def _reason(error: InferenceError) -> str:
+    return BACKEND if error.code is Code.INTERNAL else OTHER
 
 
 def _settle(job: _Job, outcome: Outcome | None) -> None:

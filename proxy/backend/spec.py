@@ -16,6 +16,7 @@ class TensorSpec:
     """An input or output. `dims` leaves the batch dimension out; -1 is any size.
 
     `reshape`, when not None, is what the model itself sees in place of `dims`; its -1 stand for those of `dims`.
+    `labels` are the names of an output's elements, for the classification extension.
     """
 
     name: str
@@ -23,6 +24,7 @@ class TensorSpec:
     dims: tuple[int, ...]
     reshape: tuple[int, ...] | None = None
     optional: bool = False
+    labels: tuple[str, ...] = ()
 
     @property
     def model_dims(self) -> tuple[int, ...]:
@@ -52,6 +54,8 @@ class ModelSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: Mapping[str, str]
+    decoupled: bool = False
+    """A request has any number of answers."""
 
     @cached_property
     def input_named(self) -> Mapping[str, TensorSpec]:

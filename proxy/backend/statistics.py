@@ -9,6 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+# Why requests fail, as Triton calls it: its queue's rules, its caller, the model, anything else.
+REJECTED, CANCELED, BACKEND, OTHER = REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+
 
 @dataclass(slots=True)
 class Duration:
@@ -44,7 +47,8 @@ class OfBatchSize:
 @dataclass(slots=True)
 class Statistics:
     """inference_count counts rows, execution_count batches; the durations count requests. last_inference: milliseconds
-    since the epoch. success and fail: from a request's arrival to its end. batches: size in rows -> its executions."""
+    since the epoch. success and fail: from a request's arrival to its end. failures: reason -> count. batches: size in
+    rows -> its executions."""
 
     last_inference: int = 0
     inference_count: int = 0
@@ -55,11 +59,13 @@ class Statistics:
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
+    failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     batches: dict[int, OfBatchSize] = field(default_factory=dict)
 
-    def failed(self, arrived: int, now: int) -> None:
+    def failed(self, arrived: int, now: int, reason: str) -> None:
         """A request that came then has failed."""
         self.fail.add(now - arrived)
+        self.failures[reason] += 1
 
     def executed(self, times: Times, arrived: Sequence[int], rows: int, now: int) -> None:
         """An execution of which requests that came then, with so many rows altogether, have succeeded."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from proxy.backend import scheduler
-from proxy.backend.dataplane import InputTensor
+from proxy.backend.dataplane import InputTensor, Request
 from proxy.backend.errors import Code, InferenceError
 from proxy.backend.execution import Output
 from proxy.backend.repository import Loaded, Repository
@@ -65,7 +65,7 @@ async def models(folder: Path) -> AsyncIterator[Models]:
 async def call(loaded: Loaded, *rows: list[int], **more: int) -> list[list[int]]:
     array = np.array(rows, np.int32)
     tensor = InputTensor("IN", "INT32", array.shape, raw=array.tobytes())
-    (output,) = await loaded.infer([tensor], [], None, **more)
+    (output,) = await loaded.infer(Request([tensor], **more))
     answer = np.frombuffer(output.data, np.int32).reshape(output.shape)
     return answer.tolist()  # type: ignore[no-any-return]
 

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from proxy import __version__
 from proxy.backend.samples import heldout
+from proxy.backend.services.description import EXTENSIONS
 from tests.backend.conftest import Running
 from tests.backend.models import DATATYPES
 
@@ -84,7 +85,7 @@ def test_liveness_and_readiness(client: Any) -> None:
 def test_server_metadata(client: Any) -> None:
     found = client.get_server_metadata()
     assert (found.name, found.version) == ("tensorgate", __version__)
-    assert list(found.extensions) == ["model_configuration", "statistics"]
+    assert list(found.extensions) == list(EXTENSIONS)
 
 
 def test_model_metadata(client: Any) -> None:

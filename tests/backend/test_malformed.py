@@ -34,6 +34,10 @@ def elements(*values: bytes) -> bytes:
 
 
 # request (text), raw_input_contents, code, what the message must hold
+def asking(parameter: str, value: str) -> str:
+    return f'outputs {{ name: "OUTPUT0" parameters {{ key: "{parameter}" value {{ {value} }} }} }}'
+
+
 CASES: dict[str, tuple[str, list[bytes], str, list[str]]] = {
     "unknown model": ('model_name: "nope"' + IN0, [ROW], "NOT_FOUND", ["unknown model: 'nope'"]),
     "no model name": (IN0, [ROW], "NOT_FOUND", ["unknown model: ''"]),
@@ -109,10 +113,16 @@ CASES: dict[str, tuple[str, list[bytes], str, list[str]]] = {
     ),
     "unknown output": (SIMPLE + IN0 + IN1 + 'outputs { name: "X" }', TWO, BAD, ["'X'", "'OUTPUT0', 'OUTPUT1'"]),
     "classification": (
-        SIMPLE + IN0 + IN1 + 'outputs { name: "OUTPUT0" parameters { key: "classification" value { } } }',
+        SIMPLE + IN0 + IN1 + asking("classification", 'string_param: "3"'),
         TWO,
-        "UNIMPLEMENTED",
-        ["'OUTPUT0'", "'classification'"],
+        BAD,
+        ["'OUTPUT0'", "'classification' is '3'"],
+    ),
+    "fewer than no classes": (
+        SIMPLE + IN0 + IN1 + asking("classification", 'int64_param: -1'),
+        TWO,
+        BAD,
+        ["'OUTPUT0'", "'classification' is -1"],
     ),
     "shared memory in": (
         SIMPLE + IN0 + with_contents(IN1, 'parameters { key: "shared_memory_region" value { string_param: "r" } }'),
@@ -121,7 +131,7 @@ CASES: dict[str, tuple[str, list[bytes], str, list[str]]] = {
         ["'INPUT1'", "'shared_memory_region'"],
     ),
     "shared memory out": (
-        SIMPLE + IN0 + IN1 + 'outputs { name: "OUTPUT0" parameters { key: "shared_memory_region" value { } } }',
+        SIMPLE + IN0 + IN1 + asking("shared_memory_region", 'string_param: "r"'),
         TWO,
         "UNIMPLEMENTED",
         ["'OUTPUT0'", "'shared_memory_region'"],

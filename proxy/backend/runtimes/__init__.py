@@ -6,7 +6,7 @@ what it returns is checked by its caller.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,9 @@ class Instance(Protocol):
 
     def execute(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
         """Outputs by name. Inputs are read-only arrays, with a leading batch dimension if the model has one."""
+
+    def stream(self, batch: Mapping[str, Array]) -> Generator[Mapping[str, Array], None, None]:
+        """The same for a decoupled model: any number of answers. Closed by who wants no more of them."""
 
     def finalize(self) -> None:
         """Called once, after the last execute."""

@@ -11,6 +11,9 @@
 Each instance is an object of its own, and all three methods are called in the instance's own thread. With
 max_batch_size above 0 every array has a leading batch dimension, and rows must not depend on each other: rows of
 several requests may come in one call. Inputs are read-only. Elements of BYTES are `bytes` in an object array.
+
+Where config.pbtxt has `model_transaction_policy { decoupled: true }`, `execute` yields any number of such dicts for a
+request, each an answer of its own, and gets one request at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import importlib.util
 import logging
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,19 @@ class _NumpyInstance:
         if not isinstance(outputs, Mapping):
             raise TypeError(f"execute returned {type(outputs).__name__}, not a dict of arrays")
         return outputs
+
+    def stream(self, batch: Mapping[str, Array]) -> Generator[Mapping[str, Array], None, None]:
+        answers = self._model.execute(batch)
+        if isinstance(answers, Mapping) or not isinstance(answers, Iterable):
+            raise TypeError(f"execute of a decoupled model returned {type(answers).__name__}; it has to yield dicts")
+        try:
+            for outputs in answers:
+                if not isinstance(outputs, Mapping):
+                    raise TypeError(f"execute yielded {type(outputs).__name__}, not a dict of arrays")
+                yield outputs
+        finally:
+            if isinstance(answers, Generator):
+                answers.close()
 
     def finalize(self) -> None:
         if hasattr(self._model, "finalize"):

@@ -6,7 +6,7 @@ Settings in the `parameters` of config.pbtxt, as with Triton: intra_op_thread_co
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,9 @@ class _OnnxInstance:
             if name in feed:
                 feed[name] = _as_text(name, feed[name])
         return dict(zip(self._outputs, self._run(self._outputs, feed), strict=True))
+
+    def stream(self, batch: Mapping[str, Array]) -> Generator[Mapping[str, Array], None, None]:
+        yield self.execute(batch)
 
     def finalize(self) -> None:
         del self._run

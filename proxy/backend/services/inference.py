@@ -8,23 +8,29 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from proxy import __version__
-from proxy.backend.dataplane import InputTensor
-from proxy.backend.errors import Code, InferenceError, invalid
+from proxy.backend.dataplane import InputTensor, Request
+from proxy.backend.errors import invalid
 from proxy.backend.execution import Output
 from proxy.backend.protos import inference_pb2 as pb
-from proxy.backend.repository import Loaded, Repository
+from proxy.backend.repository import Repository
+from proxy.backend.services.description import model_metadata, server_metadata, statistics
+from proxy.backend.services.parameters import (
+    MOST_PARAMETERS,
+    Parameters,
+    Value,
+    check_input,
+    classes,
+    returned,
+    scheduling,
+)
 from proxy.backend.services.rpc import LARGEST_MESSAGE, Call, Method, unary, unimplemented
 from proxy.backend.services.wire import parse_request, response_pieces
-from proxy.backend.spec import ModelSpec, TensorSpec
-from proxy.backend.statistics import Duration
+from proxy.backend.spec import ModelSpec
 from proxy.backend.tensors import Buffer
 
 SERVICE = "inference.GRPCInferenceService"
-EXTENSIONS = ("model_configuration", "statistics")
-"""Those of https://docs.nvidia.com/deeplearning/triton-inference-server/ that are served in full."""
-
 _MOST_DIMS = 64
+_MOST_OUTPUTS = 1024
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -58,7 +64,7 @@ class InferenceService:
         simple: dict[str, _Answer] = {
             "ServerLive": lambda _: pb.ServerLiveResponse(live=True),
             "ServerReady": lambda _: pb.ServerReadyResponse(ready=self.ready),
-            "ServerMetadata": _server_metadata,
+            "ServerMetadata": lambda _: server_metadata(),
             "ModelReady": self._model_ready,
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
@@ -81,41 +87,21 @@ class InferenceService:
         return pb.ModelReadyResponse(ready=self._repository.is_ready(request.name, request.version))
 
     def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        loaded = self._repository.find(request.name, request.version)
-        spec = loaded.spec
-        return pb.ModelMetadataResponse(
-            name=spec.name,
-            versions=[str(version.number) for version in self._repository.models[spec.name].ready()],
-            platform=loaded.config.platform or loaded.config.backend,
-            inputs=[_tensor_metadata(spec, tensor) for tensor in spec.inputs],
-            outputs=[_tensor_metadata(spec, tensor) for tensor in spec.outputs],
-        )
+        return model_metadata(self._repository, request.name, request.version)
 
     def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
         return pb.ModelConfigResponse(config=self._repository.find(request.name, request.version).config)
 
     def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        """Of all versions that are ready; of one model, or of one version, if it is named."""
-        if request.version:
-            found = [self._repository.find(request.name, request.version)]
-        elif request.name:
-            self._repository.find(request.name, "")  # or says why not
-            found = [one.loaded for one in self._repository.models[request.name].ready() if one.loaded]
-        else:
-            found = [
-                one.loaded for model in self._repository.models.values() for one in model.ready() if one.loaded
-            ]
-        return pb.ModelStatisticsResponse(model_stats=[_statistics(loaded) for loaded in found])
+        return statistics(self._repository, request.name, request.version)
 
     async def _infer(self, parsed: tuple[pb.ModelInferRequest, Sequence[Buffer]], call: Call) -> Sequence[Buffer]:
         request, raw = parsed
         loaded = self._repository.find(request.model_name, request.model_version)
         _check_counts(request, loaded.spec)
-        _check_parameters(request)
-        wanted = [output.name for output in request.outputs]
-        priority, timeout = _scheduling(request)
-        outputs = await loaded.infer(_inputs(request, raw), wanted, call.deadline, priority, timeout)
-        return _response(loaded.spec, request.id, outputs)
+        asked, parameters = _asked(request, raw, call.deadline)
+        outputs = await loaded.infer(asked)
+        return response_pieces(_response(loaded.spec, request.id, parameters, outputs), [one.data for one in outputs])
 
 
 def _serialized(answer: _Answer) -> Callable[[Any, Call], Awaitable[Sequence[Buffer]]]:
@@ -125,93 +111,51 @@ def _serialized(answer: _Answer) -> Callable[[Any, Call], Awaitable[Sequence[Buf
     return serve
 
 
-def _server_metadata(_: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-    return pb.ServerMetadataResponse(name="tensorgate", version=__version__, extensions=EXTENSIONS)
-
-
-def _statistics(loaded: Loaded) -> pb.ModelStatistics:
-    made = loaded.scheduler.statistics
-    stats = pb.ModelStatistics(
-        name=loaded.spec.name,
-        version=str(loaded.spec.version),
-        last_inference=made.last_inference,
-        inference_count=made.inference_count,
-        execution_count=made.execution_count,
-        inference_stats=pb.InferStatistics(
-            success=_duration(made.success),
-            fail=_duration(made.fail),
-            queue=_duration(made.queue),
-            compute_input=_duration(made.compute_input),
-            compute_infer=_duration(made.compute_infer),
-            compute_output=_duration(made.compute_output),
-            cache_hit=pb.StatisticDuration(),
-            cache_miss=pb.StatisticDuration(),
-        ),
-    )
-    for rows, batch in sorted(made.batches.items()):
-        stats.batch_stats.add(
-            batch_size=rows,
-            compute_input=_duration(batch.compute_input),
-            compute_infer=_duration(batch.compute_infer),
-            compute_output=_duration(batch.compute_output),
-        )
-    return stats
-
-
-def _duration(made: Duration) -> pb.StatisticDuration:
-    return pb.StatisticDuration(count=made.count, ns=made.ns)
-
-
-def _tensor_metadata(spec: ModelSpec, tensor: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
-    shape = (-1, *tensor.dims) if spec.max_batch_size else tensor.dims
-    return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
-
-
 def _check_counts(request: pb.ModelInferRequest, spec: ModelSpec) -> None:
     """Before anything walks through what the client sent: it may hold millions of inputs or dimensions."""
     if len(request.inputs) > len(spec.inputs):
         raise invalid(f"model '{spec.name}' takes {len(spec.inputs)} inputs, got {len(request.inputs)}")
+    if len(request.outputs) > _MOST_OUTPUTS:
+        raise invalid(f"request names {len(request.outputs)} outputs, more than {_MOST_OUTPUTS}")
     for tensor in request.inputs:
         if len(tensor.shape) > _MOST_DIMS:
             given = len(tensor.shape)
             raise invalid(f"input '{tensor.name}': shape has {given} dimensions, more than {_MOST_DIMS}")
 
 
-def _check_parameters(request: pb.ModelInferRequest) -> None:
-    """Parameters that would change the meaning of the request are refused; a model sees none of the others."""
+def _plain(parameters: Mapping[str, pb.InferParameter], label: str) -> Parameters:
+    """As plain values. Raises InferenceError."""
+    if len(parameters) > MOST_PARAMETERS:
+        raise invalid(f"{label} has {len(parameters)} parameters, more than {MOST_PARAMETERS}")
+    plain: dict[str, Value] = {}
+    for name, value in parameters.items():
+        kind = value.WhichOneof("parameter_choice")
+        if kind is None:
+            raise invalid(f"{label}: parameter '{name}' has no value")
+        plain[name] = getattr(value, kind)
+    return plain
+
+
+def _outputs(request: pb.ModelInferRequest) -> dict[str, int]:
+    wanted: dict[str, int] = {}
+    for output in request.outputs:
+        parameters = output.parameters
+        label = f"output '{output.name}'"
+        wanted[output.name] = classes(output.name, _plain(parameters, label)) if parameters else 0
+    return wanted
+
+
+def _asked(request: pb.ModelInferRequest, raw: Sequence[Buffer], deadline: float | None) -> tuple[Request, Parameters]:
+    """(what is asked of the model, the request's parameters). Raises InferenceError."""
     for tensor in request.inputs:
         if tensor.parameters:
-            _refuse(tensor.parameters, f"input '{tensor.name}'", "shared_memory_region")
-    for output in request.outputs:
-        if output.parameters:
-            _refuse(output.parameters, f"output '{output.name}'", "shared_memory_region", "classification")
-    for name, value in request.parameters.items():
-        if value.WhichOneof("parameter_choice") is None:
-            raise invalid(f"parameter '{name}' has no value")
-
-
-def _scheduling(request: pb.ModelInferRequest) -> tuple[int, int]:
-    """(priority, time in the queue in ns) that a request asks for, 0 where it doesn't: Triton's parameters."""
-    values = []
-    for name in ("priority", "timeout"):
-        if name not in request.parameters:
-            values.append(0)
-            continue
-        given = request.parameters[name]
-        kind = given.WhichOneof("parameter_choice")
-        if kind not in ("int64_param", "uint64_param"):
-            raise invalid(f"parameter '{name}' is a {kind}; it must be an integer, int64_param or uint64_param")
-        value = int(getattr(given, kind))
-        if value < 0:
-            raise invalid(f"parameter '{name}' is {value}; it must not be negative")
-        values.append(value)
-    return values[0], values[1] * 1000  # microseconds
-
-
-def _refuse(parameters: Mapping[str, pb.InferParameter], label: str, *names: str) -> None:
-    for name in names:
-        if name in parameters:
-            raise InferenceError(Code.UNIMPLEMENTED, f"{label}: parameter '{name}' is not supported by this server")
+            check_input(tensor.name, _plain(tensor.parameters, f"input '{tensor.name}'"))
+    asked = Request(_inputs(request, raw), _outputs(request), deadline=deadline)
+    if not request.parameters:
+        return asked, {}
+    parameters = _plain(request.parameters, "request")
+    asked.priority, asked.queue_timeout = scheduling(parameters)
+    return asked, parameters
 
 
 def _inputs(request: pb.ModelInferRequest, raw: Sequence[Buffer]) -> list[InputTensor]:
@@ -241,8 +185,27 @@ def _values(tensor: pb.ModelInferRequest.InferInputTensor) -> Sequence[Any]:
     return values
 
 
-def _response(spec: ModelSpec, request_id: str, outputs: Sequence[Output]) -> list[Buffer]:
+def _response(
+    spec: ModelSpec, request_id: str, parameters: Parameters, outputs: Sequence[Output]
+) -> pb.ModelInferResponse:
+    """The response without the tensors' contents."""
     response = pb.ModelInferResponse(model_name=spec.name, model_version=str(spec.version), id=request_id)
+    for name, value in returned(parameters).items():
+        _put(response.parameters[name], value)
     for output in outputs:
         response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
-    return response_pieces(response, [output.data for output in outputs])
+    return response
+
+
+def _put(parameter: pb.InferParameter, value: Value) -> None:
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int):
+        if value < 2**63:
+            parameter.int64_param = value
+        else:
+            parameter.uint64_param = value
+    elif isinstance(value, float):
+        parameter.double_param = value
+    else:
+        parameter.string_param = value
