@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from proxy.backend.dataplane import Request, check
@@ -38,7 +38,7 @@ class Loaded:
             request.queue_timeout,
         )
 
-    async def stream(self, request: Request) -> AsyncIterator[Sequence[Output]]:
+    async def stream(self, request: Request) -> AsyncGenerator[Sequence[Output], None]:
         """The answers to a request, any number of them for a decoupled model. Raises InferenceError, also between two.
 
         To be closed (`aclose`) by who stops before the end: the model then stops, too.

@@ -16,7 +16,6 @@ import socket
 import stat
 import sys
 import threading
-import time
 from pathlib import Path
 
 import uvloop
@@ -25,7 +24,8 @@ from proxy.backend.budget import Budget, default_limit
 from proxy.backend.errors import LoadError
 from proxy.backend.repository import Repository
 from proxy.backend.services import health, inference
-from proxy.backend.services.http2 import ServerProtocol
+from proxy.backend.services.call import Call
+from proxy.backend.services.http2 import Connections, ServerProtocol
 from proxy.config.model import Address
 from proxy.spawn import spawn
 
@@ -53,9 +53,8 @@ class Backend:
         self.repository = Repository(repository)
         self._inference = inference.InferenceService(self.repository)
         self._health = health.HealthService([inference.SERVICE])
-        self._methods = {**self._inference.methods(), **self._health.methods()}
-        self._connections: set[ServerProtocol] = set()
         self.budget = Budget(default_limit() if most_bytes is None else most_bytes)
+        self._connections = Connections({**self._inference.methods(), **self._health.methods()}, self.budget)
         self._server: asyncio.Server | None = None
         self._socket_file: _SocketFile | None = None
 
@@ -90,30 +89,22 @@ class Backend:
         self._health.close()
         if self._server is not None:
             self._server.close()
-        for connection in list(self._connections):
+        for connection in list(self._connections.open):
             connection.go_away()
-        await self._finish(grace)
-        for connection in list(self._connections):
+        if not await self._connections.idle(grace):
+            _log.warning("%d calls were still running after %g s; they are cut off", len(self.running()), grace)
+        for connection in list(self._connections.open):
             connection.close()
         if self._socket_file is not None:
             self._socket_file.remove()
         await asyncio.to_thread(self.repository.close, _FINALIZE)
 
-    def running(self) -> list[asyncio.Task[None]]:
+    def running(self) -> list[Call]:
         """The calls that have not ended yet."""
-        return [task for connection in self._connections for task in connection.calls.tasks.values()]
-
-    async def _finish(self, grace: float) -> None:
-        until = time.monotonic() + grace
-        while running := self.running():
-            left = until - time.monotonic()
-            if left <= 0:
-                _log.warning("%d calls were still running after %g s; they are cut off", len(running), grace)
-                return
-            await asyncio.wait(running, timeout=left)
+        return list(self._connections.calls)
 
     def _protocol(self) -> ServerProtocol:
-        return ServerProtocol(self._methods, self._connections, self.budget)
+        return ServerProtocol(self._connections)
 
 
 class _SocketFile:

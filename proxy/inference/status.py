@@ -74,7 +74,8 @@ def encode_message(text: str) -> bytes:
     """grpc-message: percent-encoded UTF-8, printable ASCII but % as it is; cut to about 1 KiB."""
     raw = text.encode("utf-8", "replace")
     if len(raw) > _MAX_MESSAGE:
-        raw = raw[:_MAX_MESSAGE].decode("utf-8", "ignore").encode()  # not in the middle of a character
+        raw = raw[: _MAX_MESSAGE - 3].decode("utf-8", "ignore").encode() + b"..."  # not in the middle of a character
+    raw = raw.strip(b" ")  # a field's value must neither begin nor end with one (RFC 9113, 8.2.1)
     return b"".join([bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte for byte in raw])
 
 

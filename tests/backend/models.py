@@ -91,6 +91,21 @@ class Model:
 """
 
 
+COUNTS = """
+import numpy as np
+
+class Model:
+    def execute(self, batch):
+        number = int(batch["IN"][0])
+        for value in range(abs(number)):
+            yield {"OUT": np.array([value], np.int32)}
+        if number < 0:
+            raise ValueError("counted enough")
+"""
+
+DECOUPLED = NUMBER_TO_NUMBER + "model_transaction_policy { decoupled: true }"
+
+
 def write_model(repository: Path, name: str, config: str | None, files: Mapping[str, str | bytes]) -> Path:
     """Write a model; `files` are paths below its directory. Returns the directory."""
     directory = repository / name
@@ -121,6 +136,7 @@ def write_repository(repository: Path) -> Path:
     write_model(repository, "lies", NUMBER_TO_NUMBER, {"1/model.py": LIES})
     write_model(repository, "fails", NUMBER_TO_NUMBER, {"1/model.py": FAILS})
     write_model(repository, "reuses", NUMBER_TO_NUMBER, {"1/model.py": REUSES})
+    write_model(repository, "counts", DECOUPLED, {"1/model.py": COUNTS})
     write_model(repository, "grid", GRID, {"1/model.py": ECHO})
     text = {"IN": ("BYTES", ["n"])}
     write_model(repository, "text", None, {"1/model.onnx": onnx_file("Identity", text, {"OUT": ("BYTES", ["n"])})})

@@ -20,9 +20,10 @@ from proxy.backend.errors import LoadError
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.protos import model_config_pb2 as config_pb
 from proxy.backend.samples import repository_path
+from proxy.backend.services.call import LARGEST_MESSAGE
+from proxy.backend.services.compression import LARGEST_INFLATED
 from proxy.backend.services.http2 import MOST_STREAMS
 from proxy.backend.services.inference import SERVICE
-from proxy.backend.services.rpc import LARGEST_INFLATED, LARGEST_MESSAGE
 from proxy.backend.tensors import DATATYPES
 from tests.docs.markdown import code_blocks, names, table
 from tests.peers import ROOT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proxy import __version__
+from proxy.backend.errors import InferenceError, invalid
 from proxy.backend.loaded import Loaded
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.repository import Repository
@@ -74,10 +75,14 @@ def model_metadata(repository: Repository, name: str, version: str) -> pb.ModelM
 
 def statistics(repository: Repository, name: str, version: str) -> pb.ModelStatisticsResponse:
     """Of all versions that are ready; of one model, or of one version, if it is named. Raises InferenceError."""
+    if name:
+        try:
+            loaded = repository.find(name, version)
+        except InferenceError as error:
+            raise invalid(f"requested model '{name}' is not available: {error}") from None  # Triton's code and words
     if version:
-        found = [repository.find(name, version)]
+        found = [loaded]
     elif name:
-        repository.find(name, "")  # or says why not
         found = [one.loaded for one in repository.models[name].ready() if one.loaded]
     else:
         found = [one.loaded for model in repository.models.values() for one in model.ready() if one.loaded]

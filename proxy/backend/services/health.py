@@ -53,7 +53,7 @@ class HealthService:
     async def _watch(self, call: Call) -> None:
         payload = await call.receive()
         try:
-            request = pb.HealthCheckRequest.FromString(payload or b"")
+            request = pb.HealthCheckRequest.FromString(bytes(payload or b""))
         except DecodeError:
             raise InferenceError(Code.INTERNAL, "request message cannot be parsed as HealthCheckRequest") from None
         told = None

@@ -1,147 +1,301 @@
-"""The backend's HTTP/2 connections: grpclib's, with settings for many streams and large messages.
+"""The backend's HTTP/2 connections: the wire core of the gate in the server's role, and the transport that feeds it.
 
-grpclib announces h2's default of 100 concurrent streams and frames of 16 KiB; the gate multiplexes hundreds of calls
-over one connection, and h2 costs about as much for a frame of 16 KiB as for one of a megabyte.
+What came in one read is parsed as a whole and what goes out in one turn of the event loop is written at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
+import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
-from grpclib.config import Configuration
-from grpclib.protocol import Connection, EventsProcessor, H2Protocol
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.settings import SettingCodes, Settings
-from hyperframe.frame import GoAwayFrame
-
+from proxy import transports
 from proxy.backend.budget import Budget
-from proxy.backend.services.rpc import CallHandler, Method
+from proxy.backend.errors import Code, InferenceError
+from proxy.backend.services.call import ENOUGH, Call
+from proxy.backend.services.rpc import Facts, Method, serve, timeout
+from proxy.http2 import Buffer, ConnectionFault, ErrorCode, RequestHead, Sender, ServerConnection, Stream, Trailers
+from proxy.http2.control import Control
+from proxy.http2.guards import BUDGETS, OF_SERVERS, RESET
+from proxy.spawn import spawn
 
-MOST_STREAMS = 16384
-_STREAM_WINDOW = 8 * 2**20
-_CONNECTION_WINDOW = 64 * 2**20
-_LARGEST_FRAME = 2**20
-_HEADER_LIST = 2**21  # h2 ends the connection, which calls share, for more; gates send less
-_ENOUGH = 128 * 2**10
-_HEADROOM = 65535  # the window that every connection starts with (RFC 9113, 6.9.2)
+MOST_STREAMS = 16_384
+STREAM_WINDOW = 8 * 2**20
+HEADER_LIST = 2**21  # bytes; gates send less
+_MOST_FACTS = 512
+_INTERVAL = 1.0  # seconds, see proxy.http2.guards
+_READ_BYTES = 262_144
+_VIEW_FROM = 16_384
+_JOIN_BELOW = 65_536
+_WRITE_BUFFER = 2**20
+_UNREAD_LIMIT = 16 * 2**20
+_LINGER = 1.0  # seconds for what is left to be written when a connection is closed
 
-_CONFIG = Configuration().__for_server__()
-_H2_CONFIG = H2Configuration(
-    client_side=False,
-    # Bytes: a header that isn't ASCII must not end the connection, which others share.
-    header_encoding=None,
-    validate_inbound_headers=False,
-    validate_outbound_headers=False,
-    normalize_inbound_headers=False,
-    normalize_outbound_headers=False,
-)
+# A gate carries the calls of many clients, whose headers it has bounded and whose resets are not its own.
+_BUDGETS = {**OF_SERVERS, RESET: 20 * BUDGETS[RESET]}
 
-
-class _Events(EventsProcessor):
-    def process(self, event: Any) -> None:
-        # RFC 9113, 5.5: frames of unknown types are ignored. EventsProcessor raises for an event that it doesn't know.
-        if event.__class__ in getattr(self, "processors", ()):
-            super().process(event)
-
-    def process_data_received(self, event: Any) -> None:
-        # grpclib's buffer takes a frame without data for the end of the stream; RFC 9113, 6.1 allows them anywhere.
-        if event.flow_controlled_length:
-            super().process_data_received(event)
+_log = logging.getLogger("tensorgate.backend")
+# One buffer for all connections: the event loop fills it and calls buffer_updated before it asks for it again.
+_read_buffer = memoryview(bytearray(_READ_BYTES))
 
 
-class GatheringTransport:
-    """A transport that writes once per turn of the event loop, or as soon as much has come together.
+class Connections:
+    """All that is open, for the server's end; and what connections share."""
 
-    grpclib writes after every frame, and uvloop makes a system call of every write: three for a small response.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        if not self._pieces:
-            self._loop.call_soon(self.flush)
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size >= _ENOUGH:
-            # Now, not in the next turn: only what the transport holds counts towards pausing the writers.
-            self.flush()
-
-    def flush(self) -> None:
-        if self._pieces:
-            pieces, self._pieces, self._size = self._pieces, [], 0
-            self._transport.write(b"".join(pieces))
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._transport.get_extra_info(name, default)
-
-
-class ServerProtocol(H2Protocol):
-    """One connection, registered in `open_connections` for as long as it lasts."""
-
-    def __init__(
-        self, methods: Mapping[bytes, Method], open_connections: set[ServerProtocol], budget: Budget
-    ) -> None:
+    def __init__(self, methods: Mapping[bytes, Method], budget: Budget) -> None:
+        self.open: set[ServerProtocol] = set()
+        self.calls: set[Call] = set()
+        self.budget = budget
         self._methods = methods
-        self._budget = budget
-        self._open = open_connections
-        # The parent's constructor wants a handler, which needs a connection: it is made in connection_made instead.
-        self.config = _CONFIG
-        self.h2_config = _H2_CONFIG
+        self._facts: dict[RequestHead, Facts] = {}
+        self.spenders = _Spenders()
+        self._idle = asyncio.Event()
+
+    def facts(self, head: RequestHead) -> Facts:
+        """Of a header section; equal ones are the same object (proxy.http2.headers)."""
+        found = self._facts.get(head)
+        if found is None:
+            if len(self._facts) >= _MOST_FACTS:
+                self._facts.clear()
+            found = self._facts[head] = Facts(head, self._methods)
+        return found
+
+    def ended(self, call: Call) -> None:
+        self.calls.discard(call)
+        if not self.calls:
+            self._idle.set()
+
+    async def idle(self, seconds: float) -> bool:
+        """Wait until no call is left, at most so long -> whether none is."""
+        until = time.monotonic() + seconds
+        while self.calls:
+            self._idle.clear()
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    await self._idle.wait()
+            except TimeoutError:
+                return False
+        return True
+
+
+class _Wake(list[Sender]):
+    """Where a connection puts itself when it has output: which is written when this turn of the event loop is over."""
+
+    def __init__(self, protocol: ServerProtocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+
+    def append(self, sender: Sender) -> None:
+        if not self._protocol.reading:
+            self._loop.call_soon(self._protocol.flush)
+
+
+class _Spenders(list[Control]):
+    """Where a connection puts itself when it has used some of its budgets: which are full again a second later."""
+
+    def append(self, sender: Control) -> None:
+        if not self:
+            asyncio.get_running_loop().call_later(_INTERVAL, self._refill)
+        super().append(sender)
+
+    def _refill(self) -> None:
+        for sender in self:
+            sender.refill()
+        self.clear()
+
+
+class Connection(ServerConnection):
+    """One client's connection: streams are calls. `stalled`: those that have more to send than could be sent."""
+
+    __slots__ = ("_shared", "stalled")
+
+    def __init__(self, protocol: ServerProtocol, shared: Connections) -> None:
+        self._shared = shared
+        self.stalled: dict[Call, None] = {}
+        super().__init__(_Wake(protocol), STREAM_WINDOW, MOST_STREAMS, HEADER_LIST)
+        self.wire = protocol
+        self.spenders = shared.spenders
+        self._budgets = _BUDGETS
+
+    def new_stream(self, stream_id: int) -> Call:
+        call = Call(self, stream_id, self.stream_window, self.peer.initial_window, self._shared.budget)
+        self._shared.calls.add(call)
+        return call
+
+    def on_request(self, call: Call, head: RequestHead, end: bool) -> None:  # type: ignore[override]
+        facts = call.facts = self._shared.facts(head)
+        if facts.refusal is not None:
+            call.refuse(facts.refusal)
+            return
+        try:
+            if facts.fault is not None:
+                raise InferenceError(facts.fault.code, str(facts.fault))
+            seconds = timeout(facts, call.passing)
+        except InferenceError as error:
+            call.end(error.code, str(error))
+            return
+        call.passing = None  # a call may last, and they may be many
+        call.most = facts.method.most
+        if seconds is not None:
+            call.timeout = seconds
+            call.deadline = time.monotonic() + seconds
+            call.timer = asyncio.get_running_loop().call_later(seconds, call.expire)
+        if end or facts.method.streams:
+            call.task = spawn(serve(call), "call")
+
+    def on_request_too_large(self, call: Call, limit: int) -> None:  # type: ignore[override]
+        call.end(Code.RESOURCE_EXHAUSTED, f"the request's headers take more than {limit} bytes, which is the limit")
+
+    def on_data(self, call: Call, chunk: Buffer, end: bool) -> None:  # type: ignore[override]
+        if call.ended:
+            return
+        if chunk:
+            try:
+                call.feed(chunk)
+            except InferenceError as error:
+                call.end(error.code, str(error))
+                call.stop()
+                return
+        if end:
+            self._request_ended(call)
+
+    def on_trailers(self, call: Call, trailers: Trailers) -> None:  # type: ignore[override]
+        if not call.ended:
+            self._request_ended(call)
+
+    def _request_ended(self, call: Call) -> None:
+        if call.facts.method.streams:
+            call.end_of_request()
+        else:
+            call.task = spawn(serve(call), "call")
+
+    def on_stream_closed(self, call: Stream) -> None:
+        assert isinstance(call, Call)
+        call.closed()
+        self._shared.ended(call)
+
+        if self.goaway_received and not self.streams:
+            self.wire.close()
+
+    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
+        if not self.streams:
+            self.wire.close()
+
+    def drop_all(self) -> None:
+        """The transport is gone."""
+        self.closed = True
+        for stream in list(self.streams.values()):
+            self._remove(stream)
+
+    def on_connection_fault(self, fault: ConnectionFault) -> None:
+        _log.info("%s: connection error: %s", self.wire.peer_name, fault.reason)
+
+
+class ServerProtocol(asyncio.BufferedProtocol):
+    """One connection's transport, registered in `connections` for as long as it lasts."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._shared = connections
+        self._closing = False
+        self.reading = False
+        self.peer_name = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        h2 = H2Connection(config=_H2_CONFIG)
-        h2.local_settings = _settings()
-        h2.max_inbound_frame_size = _LARGEST_FRAME
-        h2.decoder.max_header_list_size = _HEADER_LIST
-        h2.initiate_connection()
-        h2.increment_flow_control_window(_CONNECTION_WINDOW - _HEADROOM)
-        gathering = cast(asyncio.Transport, GatheringTransport(cast(asyncio.Transport, transport)))
-        self.handler = self.calls = CallHandler(self._methods, h2, gathering, self._budget)
-        self.connection = Connection(h2, gathering, config=_CONFIG)
-        self.connection.flush()
-        self.connection.initialize()
-        self.processor = _Events(self.handler, self.connection)
-        self._transport = gathering
-        self._open.add(self)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        sock = transport.get_extra_info("socket")
+        self.peer_name = "unix socket"
+        if sock is not None and sock.family != socket.AF_UNIX:
+            self.peer_name = str(transport.get_extra_info("peername"))
+            # A client whose host has vanished says nothing any more.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        self.conn = Connection(self, self._shared)
+        self._shared.open.add(self)
+        self.flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = _read_buffer[:nbytes]
+        conn = self.conn
+        self.reading = True
+        try:
+            conn.receive(data if nbytes >= _VIEW_FROM else bytes(data))
+        finally:
+            self.reading = False
+            self.flush()
+        if conn.closed:
+            self._end()
+        elif nbytes == _READ_BYTES and not self.transport.is_closing():
+            transports.let_others_read(self.transport)
+
+    def flush(self) -> None:
+        """Write what there is, as much as the transport takes."""
+        conn = self.conn
+        while True:
+            if conn.blocked:
+                conn.pump()
+            if conn.stalled:
+                for call in list(conn.stalled):
+                    if conn.out_size >= ENOUGH:
+                        break
+                    call.push()
+            size = conn.out_size
+            if not size:
+                return
+            out = conn.take_output()
+            if self._closing or self.transport.is_closing():
+                return
+            if size < _JOIN_BELOW:
+                self.transport.write(b"".join(out))
+            else:
+                self.transport.writelines(out)
+            if conn.paused:
+                # DATA and trailers wait in the streams meanwhile; these are heads, and what answers frames.
+                if self.transport.get_write_buffer_size() > _UNREAD_LIMIT:
+                    _log.info("%s left %d bytes unread; its connection is ended", self.peer_name, _UNREAD_LIMIT)
+                    self.transport.abort()
+                return
+
+    def pause_writing(self) -> None:
+        self.conn.paused = True
+
+    def resume_writing(self) -> None:
+        self.conn.resume()
+        self.flush()
+
+    def eof_received(self) -> None:
+        pass  # the transport closes, and connection_lost cancels what runs
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._open.discard(self)
-        super().connection_lost(exc)
+        self._shared.open.discard(self)
+        self.conn.drop_all()
 
     def go_away(self) -> None:
         """Ask the client to open no more streams here; those that are open go on."""
-        if self.connection.is_closing():
-            return
-        # h2's own close_connection() would refuse to send anything after the GOAWAY.
-        self.connection.flush()
-        self._transport.write(GoAwayFrame(0, last_stream_id=2**31 - 1).serialize())
+        if not self.conn.closed:
+            self.conn.drain()
 
     def close(self) -> None:
         """Cancel the calls and close the connection."""
-        self.processor.close("server is shutting down")
+        conn = self.conn
+        if self._closing:
+            return
+        if not conn.closed:
+            conn.send_goaway(ErrorCode.NO_ERROR, "server is shutting down")
+        self._end()
 
-
-def _settings() -> Settings:
-    return Settings(
-        client=False,
-        initial_values={
-            SettingCodes.MAX_CONCURRENT_STREAMS: MOST_STREAMS,
-            SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
-            SettingCodes.MAX_FRAME_SIZE: _LARGEST_FRAME,
-            SettingCodes.MAX_HEADER_LIST_SIZE: _HEADER_LIST,
-        },
-    )
+    def _end(self) -> None:
+        for stream in list(self.conn.streams.values()):
+            cast(Call, stream).stop()
+        self.flush()
+        self._closing = True
+        self.transport.close()
+        asyncio.get_running_loop().call_later(_LINGER, self.transport.abort)

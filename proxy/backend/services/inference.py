@@ -8,43 +8,17 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from proxy.backend.dataplane import InputTensor, Request
-from proxy.backend.errors import invalid
-from proxy.backend.execution import Output
+from proxy.backend.errors import Code, InferenceError, invalid
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.repository import Repository
 from proxy.backend.services.description import model_metadata, server_metadata, statistics
-from proxy.backend.services.parameters import (
-    MOST_PARAMETERS,
-    Parameters,
-    Value,
-    check_input,
-    classes,
-    returned,
-    scheduling,
-)
+from proxy.backend.services.messages import asked, check_counts, response_of
 from proxy.backend.services.rpc import LARGEST_MESSAGE, Call, Method, unary, unimplemented
+from proxy.backend.services.streaming import StreamInfer
 from proxy.backend.services.wire import parse_request, response_pieces
-from proxy.backend.spec import ModelSpec
 from proxy.backend.tensors import Buffer
 
 SERVICE = "inference.GRPCInferenceService"
-_MOST_DIMS = 64
-_MOST_OUTPUTS = 1024
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
 _Answer = Callable[[Any], Message]
 
 
@@ -69,17 +43,26 @@ class InferenceService:
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._index,
+        }
+        longer: dict[str, Callable[[Any, Call], Awaitable[Sequence[Buffer]]]] = {
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
         }
         found: dict[bytes, Method] = {}
         for rpc in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
-            path = f"/{SERVICE}/{rpc.name}"
+            path, kind = f"/{SERVICE}/{rpc.name}", rpc.input_type.full_name
+            parse = GetMessageClass(rpc.input_type).FromString
             if rpc.name == "ModelInfer":
-                method = unary(parse_request, self._infer, rpc.input_type.full_name, LARGEST_MESSAGE)
+                method = unary(parse_request, self._infer, kind, LARGEST_MESSAGE)
+            elif rpc.name == "ModelStreamInfer":
+                method = Method(StreamInfer(self._repository).serve, LARGEST_MESSAGE, streams=True)
             elif rpc.name in simple:
-                parse = GetMessageClass(rpc.input_type).FromString
-                method = unary(parse, _serialized(simple[rpc.name]), rpc.input_type.full_name)
+                method = unary(parse, _serialized(simple[rpc.name]), kind)
+            elif rpc.name in longer:
+                method = unary(parse, longer[rpc.name], kind, LARGEST_MESSAGE)
             else:
-                method = unimplemented(path)
+                method = unimplemented(path, not_served(rpc.name))
             found[path.encode()] = method
         return found
 
@@ -98,10 +81,68 @@ class InferenceService:
     async def _infer(self, parsed: tuple[pb.ModelInferRequest, Sequence[Buffer]], call: Call) -> Sequence[Buffer]:
         request, raw = parsed
         loaded = self._repository.find(request.model_name, request.model_version)
-        _check_counts(request, loaded.spec)
-        asked, parameters = _asked(request, raw, call.deadline)
-        outputs = await loaded.infer(asked)
-        return response_pieces(_response(loaded.spec, request.id, parameters, outputs), [one.data for one in outputs])
+        check_counts(request, loaded.spec)
+        wanted, parameters = asked(request, raw, call.deadline)
+        outputs = await loaded.infer(wanted)
+        return response_pieces(response_of(loaded.spec, request.id, parameters, outputs), [one.data for one in outputs])
+
+
+    def _index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+        _check_repository(request.repository_name)
+        entries = self._repository.index(request.ready)
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
+                )
+                for entry in entries
+            ]
+        )
+
+    async def _load(self, request: pb.RepositoryModelLoadRequest, call: Call) -> Sequence[Buffer]:
+        _check_repository(request.repository_name)
+        config: str | None = None
+        files: dict[str, bytes] = {}
+        for name, value in request.parameters.items():
+            if name == "config":
+                config = _parameter(name, value, "string_param")
+            elif name.startswith("file:"):
+                files[name.removeprefix("file:")] = _parameter(name, value, "bytes_param")
+            else:
+                raise invalid(f"unrecognized load parameter '{name:.100}'; there are 'config' and 'file:<path>'")
+        await self._repository.load_model(request.model_name, config, files)
+        return (b"",)
+
+    async def _unload(self, request: pb.RepositoryModelUnloadRequest, call: Call) -> Sequence[Buffer]:
+        _check_repository(request.repository_name)
+        if "unload_dependents" in request.parameters:  # there are no ensembles, and so no dependents
+            _parameter("unload_dependents", request.parameters["unload_dependents"], "bool_param")
+        await self._repository.unload_model(request.model_name)
+        return (b"",)
+
+
+def not_served(name: str) -> str:
+    """Why an RPC of the service, or its REST counterpart, isn't served, and what to do instead."""
+    if "SharedMemory" in name:
+        return "this server has no shared memory; send tensors in the request (raw_input_contents, binary data)"
+    if name == "TraceSetting":
+        return "this server has no tracing; the access log and the metrics of the gate in front tell of each call"
+    if name == "LogSettings":
+        return "the log cannot be set up over the network; start the server with --log-level"
+    return "it is not part of this server"
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise InferenceError(
+            Code.UNIMPLEMENTED, "'repository_name' specification is not supported: there is one; leave it empty"
+        )
+
+
+def _parameter(name: str, value: pb.ModelRepositoryParameter, kind: str) -> Any:
+    if value.WhichOneof("parameter_choice") != kind:
+        raise invalid(f"invalid value type for parameter '{name:.100}', expected {kind}")
+    return getattr(value, kind)
 
 
 def _serialized(answer: _Answer) -> Callable[[Any, Call], Awaitable[Sequence[Buffer]]]:
@@ -111,101 +152,3 @@ def _serialized(answer: _Answer) -> Callable[[Any, Call], Awaitable[Sequence[Buf
     return serve
 
 
-def _check_counts(request: pb.ModelInferRequest, spec: ModelSpec) -> None:
-    """Before anything walks through what the client sent: it may hold millions of inputs or dimensions."""
-    if len(request.inputs) > len(spec.inputs):
-        raise invalid(f"model '{spec.name}' takes {len(spec.inputs)} inputs, got {len(request.inputs)}")
-    if len(request.outputs) > _MOST_OUTPUTS:
-        raise invalid(f"request names {len(request.outputs)} outputs, more than {_MOST_OUTPUTS}")
-    for tensor in request.inputs:
-        if len(tensor.shape) > _MOST_DIMS:
-            given = len(tensor.shape)
-            raise invalid(f"input '{tensor.name}': shape has {given} dimensions, more than {_MOST_DIMS}")
-
-
-def _plain(parameters: Mapping[str, pb.InferParameter], label: str) -> Parameters:
-    """As plain values. Raises InferenceError."""
-    if len(parameters) > MOST_PARAMETERS:
-        raise invalid(f"{label} has {len(parameters)} parameters, more than {MOST_PARAMETERS}")
-    plain: dict[str, Value] = {}
-    for name, value in parameters.items():
-        kind = value.WhichOneof("parameter_choice")
-        if kind is None:
-            raise invalid(f"{label}: parameter '{name}' has no value")
-        plain[name] = getattr(value, kind)
-    return plain
-
-
-def _outputs(request: pb.ModelInferRequest) -> dict[str, int]:
-    wanted: dict[str, int] = {}
-    for output in request.outputs:
-        parameters = output.parameters
-        label = f"output '{output.name}'"
-        wanted[output.name] = classes(output.name, _plain(parameters, label)) if parameters else 0
-    return wanted
-
-
-def _asked(request: pb.ModelInferRequest, raw: Sequence[Buffer], deadline: float | None) -> tuple[Request, Parameters]:
-    """(what is asked of the model, the request's parameters). Raises InferenceError."""
-    for tensor in request.inputs:
-        if tensor.parameters:
-            check_input(tensor.name, _plain(tensor.parameters, f"input '{tensor.name}'"))
-    asked = Request(_inputs(request, raw), _outputs(request), deadline=deadline)
-    if not request.parameters:
-        return asked, {}
-    parameters = _plain(request.parameters, "request")
-    asked.priority, asked.queue_timeout = scheduling(parameters)
-    return asked, parameters
-
-
-def _inputs(request: pb.ModelInferRequest, raw: Sequence[Buffer]) -> list[InputTensor]:
-    inputs = request.inputs
-    if not raw:
-        return [InputTensor(t.name, t.datatype, tuple(t.shape), values=_values(t)) for t in inputs]
-    if len(raw) != len(inputs):
-        raise invalid(f"raw_input_contents has {len(raw)} entries for {len(inputs)} inputs; each input needs one")
-    tensors = []
-    for tensor, data in zip(inputs, raw, strict=True):
-        if tensor.HasField("contents"):
-            raise invalid(f"input '{tensor.name}': contents must be empty when raw_input_contents is used")
-        tensors.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), raw=data))
-    return tensors
-
-
-def _values(tensor: pb.ModelInferRequest.InferInputTensor) -> Sequence[Any]:
-    label = f"input '{tensor.name}'"
-    field = _CONTENTS.get(tensor.datatype)
-    if field is None and tensor.datatype in ("FP16", "BF16"):
-        raise invalid(f"{label}: {tensor.datatype} can only be sent in raw_input_contents")
-    for found, _ in tensor.contents.ListFields():
-        if found.name != field and field is not None:
-            raise invalid(f"{label}: contents has {found.name}, but {tensor.datatype} goes into {field}")
-    # A datatype that doesn't exist is the dataplane's to refuse.
-    values: Sequence[Any] = getattr(tensor.contents, field) if field else ()
-    return values
-
-
-def _response(
-    spec: ModelSpec, request_id: str, parameters: Parameters, outputs: Sequence[Output]
-) -> pb.ModelInferResponse:
-    """The response without the tensors' contents."""
-    response = pb.ModelInferResponse(model_name=spec.name, model_version=str(spec.version), id=request_id)
-    for name, value in returned(parameters).items():
-        _put(response.parameters[name], value)
-    for output in outputs:
-        response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
-    return response
-
-
-def _put(parameter: pb.InferParameter, value: Value) -> None:
-    if isinstance(value, bool):
-        parameter.bool_param = value
-    elif isinstance(value, int):
-        if value < 2**63:
-            parameter.int64_param = value
-        else:
-            parameter.uint64_param = value
-    elif isinstance(value, float):
-        parameter.double_param = value
-    else:
-        parameter.string_param = value

@@ -14,6 +14,8 @@ Value = bool | int | float | str
 Parameters = Mapping[str, Value]
 
 MOST_PARAMETERS = 64
+EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
+FINAL_RESPONSE = "triton_final_response"
 # Those that speak to the server; https://docs.nvidia.com/deeplearning/triton-inference-server/ reserves them.
 RESERVED = frozenset(
     (
@@ -24,8 +26,8 @@ RESERVED = frozenset(
         "timeout",
         "headers",
         "binary_data_output",
-        "triton_enable_empty_final_response",
-        "triton_final_response",
+        EMPTY_FINAL_RESPONSE,
+        FINAL_RESPONSE,
     )
 )
 
@@ -33,6 +35,14 @@ RESERVED = frozenset(
 def scheduling(parameters: Parameters) -> tuple[int, int]:
     """(priority, time in the queue in ns) that a request asks for, 0 where it doesn't. Raises InferenceError."""
     return _count(parameters, "priority"), 1000 * _count(parameters, "timeout")  # microseconds
+
+
+def check_names(parameters: Parameters, *allowed: str) -> None:
+    """Raises InferenceError for a name that is reserved for what this server doesn't have."""
+    for name in parameters:
+        if name.startswith("triton_") and name not in allowed:
+            known = f"; of these there are {', '.join(allowed)}" if allowed else ""
+            raise invalid(f"parameter '{name:.100}': names that start with 'triton_' are reserved{known}")
 
 
 def check_input(name: str, parameters: Parameters) -> None:
@@ -66,4 +76,12 @@ def _count(parameters: Parameters, name: str, label: str = "") -> int:
         raise invalid(f"{label}parameter '{name}' is {value!r:.40}; it must be an integer")
     if not 0 <= value < 2**53:
         raise invalid(f"{label}parameter '{name}' is {value}; it must not be negative, nor above {2**53 - 1}")
+    return value
+
+
+def wants_empty_final_response(parameters: Parameters) -> bool:
+    """Whether a stream of a decoupled model is to end with a message of its own. Raises InferenceError."""
+    value = parameters.get(EMPTY_FINAL_RESPONSE, False)
+    if not isinstance(value, bool):
+        raise invalid(f"parameter '{EMPTY_FINAL_RESPONSE}' is {value!r:.40}; it must be a bool_param")
     return value

@@ -26,13 +26,13 @@ _RAW_INPUT_TAG = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LE
 _RAW_OUTPUT_TAG = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LEN
 
 
-def parse_request(data: bytes) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
+def parse_request(data: Buffer) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
     """The request, and its raw_input_contents, which may be views of `data`.
 
     Raises protobuf's DecodeError, and InferenceError for what would cost much more to parse than it did to send.
     """
     if len(data) < _LARGE:
-        request = pb.ModelInferRequest.FromString(data)
+        request = pb.ModelInferRequest.FromString(bytes(data))
         return request, request.raw_input_contents
     try:
         rest, raw = _cut(memoryview(data))
@@ -40,7 +40,7 @@ def parse_request(data: bytes) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
         # Malformed or unusual; protobuf is the judge of that.
         if len(data) > _MOST_UNUSUAL:
             raise DecodeError("cannot be cut") from None
-        request = pb.ModelInferRequest.FromString(data)
+        request = pb.ModelInferRequest.FromString(bytes(data))
         return request, request.raw_input_contents
     if len(rest) > _MOST_PARSED:
         raise _too_much(
@@ -108,6 +108,11 @@ def response_pieces(response: pb.ModelInferResponse, raw: Sequence[Buffer]) -> l
         pieces.append(bytes((_RAW_OUTPUT_TAG,)) + _as_varint(len(contents)))
         pieces.append(contents)
     return pieces
+
+
+def as_field(number: int, pieces: Sequence[Buffer]) -> list[Buffer]:
+    """A message with nothing but a field of this number, at most 15, whose contents are given in pieces."""
+    return [bytes((number << 3 | _LEN,)) + _as_varint(sum(map(len, pieces))), *pieces]
 
 
 def _as_varint(value: int) -> bytes:

@@ -1,0 +1,109 @@
+"""ModelStreamInfer: many requests over one call, answered as they are ready.
+
+What is wrong with one request is told in a message of its own, and the stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from google.protobuf.message import DecodeError
+
+from proxy.backend.errors import Code, InferenceError
+from proxy.backend.execution import Output
+from proxy.backend.protos import inference_pb2 as pb
+from proxy.backend.repository import Repository
+from proxy.backend.services.call import Call
+from proxy.backend.services.messages import asked, check_counts, response_of
+from proxy.backend.services.parameters import FINAL_RESPONSE, wants_empty_final_response
+from proxy.backend.services.wire import as_field, parse_request, response_pieces
+from proxy.backend.spec import ModelSpec
+from proxy.backend.tensors import Buffer
+from proxy.spawn import spawn
+
+MOST_IN_FLIGHT = 256  # requests of one stream that are worked on; the next one waits, and the client with it
+
+_RESPONSE_TAG = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
+
+
+class StreamInfer:
+    """The method over a repository."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    async def serve(self, call: Call) -> None:
+        room = asyncio.Semaphore(MOST_IN_FLIGHT)
+        running: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                await room.acquire()
+                payload = await call.receive()
+                if payload is None:
+                    break
+                task = spawn(self._answer(payload, call.message_size, call), "request of a stream")
+                del payload
+                running.add(task)
+                task.add_done_callback(running.discard)
+                task.add_done_callback(lambda _: room.release())
+            while running:
+                await asyncio.wait(running)
+        finally:
+            for task in running:
+                task.cancel()
+
+    async def _answer(self, payload: Buffer, size: int, call: Call) -> None:
+        """Answer one request, for which the call holds so many bytes."""
+        request = pb.ModelInferRequest()
+        try:
+            request, raw = _parsed(payload)
+            del payload
+            await self._infer(request, raw, call)
+        except InferenceError as error:
+            told = pb.ModelStreamInferResponse(error_message=str(error))
+            told.infer_response.id = request.id
+            try:
+                await call.send((told.SerializeToString(),))
+            except InferenceError as full:  # not even for that is room; who waits for an answer must not do so for ever
+                call.end(full.code, str(full))
+                call.stop()
+        finally:
+            call.give(size)
+
+    async def _infer(self, request: pb.ModelInferRequest, raw: Sequence[Buffer], call: Call) -> None:
+        loaded = self._repository.find(request.model_name, request.model_version)
+        spec = loaded.spec
+        check_counts(request, spec)
+        wanted, parameters = asked(request, raw, call.deadline)
+        empty_final = wants_empty_final_response(parameters)
+        del raw
+        async with contextlib.aclosing(loaded.stream(wanted)) as answers:
+            del wanted
+            async for outputs in answers:
+                response = response_of(spec, request.id, parameters, outputs)
+                response.parameters[FINAL_RESPONSE].bool_param = not spec.decoupled
+                await call.send(_message(response, outputs))
+                del outputs
+        if spec.decoupled and empty_final:
+            await call.send(_message(_empty_final(spec, request.id), ()))
+
+
+def _parsed(payload: Buffer) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
+    try:
+        return parse_request(payload)
+    except DecodeError:
+        raise InferenceError(
+            Code.INTERNAL, "request message cannot be parsed as inference.ModelInferRequest"
+        ) from None
+
+
+def _empty_final(spec: ModelSpec, request_id: str) -> pb.ModelInferResponse:
+    response = pb.ModelInferResponse(model_name=spec.name, id=request_id)
+    response.parameters[FINAL_RESPONSE].bool_param = True
+    return response
+
+
+def _message(response: pb.ModelInferResponse, outputs: Sequence[Output]) -> list[Buffer]:
+    return as_field(_RESPONSE_TAG, response_pieces(response, [output.data for output in outputs]))
