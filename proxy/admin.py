@@ -5,35 +5,14 @@ May not change anything: whoever reaches this port only reads.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from proxy.config.model import Address
-
-
-@contextmanager
-def _no_system_trust() -> Iterator[None]:
-    """OpenSSL finds no system-wide CAs in here."""
-    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-    before = {name: os.environ[name] for name in names if name in os.environ}
-    os.environ |= dict.fromkeys(names, os.devnull)
-    try:
-        yield
-    finally:
-        for name in names:
-            del os.environ[name]
-        os.environ |= before
-
-
-# aiohttp makes a TLS context for its client when imported. With the system's CAs in it, which nothing here trusts or
-# uses, that takes 2 MB and 70 ms.
-with _no_system_trust():
-    from aiohttp import web
+from proxy.web import web
 
 
 class Admin:

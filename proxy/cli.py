@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, CONFIG = 0, 1, 2, 78
 
-_BACKEND_PACKAGES = ("grpclib", "h2", "numpy", "onnxruntime", "google.protobuf")
+_BACKEND_PACKAGES = ("numpy", "onnxruntime", "google.protobuf")
 _PACKAGES = {"backend": _BACKEND_PACKAGES, "demo": (*_BACKEND_PACKAGES, "grpc", "tritonclient")}
 _LEVELS = ("debug", "info", "warning", "error")
 _EPILOG = """exit codes: 0 clean, 1 runtime failure, 2 usage, 78 configuration
@@ -106,26 +106,39 @@ def _refuse(path: Path, faults: list[str], consequence: str) -> int:
 def _backend(arguments: argparse.Namespace) -> int:
     from proxy.config.model import Address
 
-    try:
-        listen = Address.parse(arguments.listen)
-    except ValueError as fault:
-        return _usage(f"--listen {arguments.listen!r} {fault}")
-    if not listen.is_loopback and not arguments.insecure_any_address:
-        return _usage(
-            f"--listen {listen}: the backend speaks plaintext to anybody who reaches it, and other machines can "
-            "reach this address; listen on 127.0.0.1 or unix:/PATH, or add --insecure-any-address"
-        )
+    addresses: dict[str, Address | None] = {}
+    for name in ("listen", "http", "metrics"):
+        text = getattr(arguments, name)
+        try:
+            addresses[name] = found = None if text is None else Address.parse(text)
+        except ValueError as fault:
+            return _usage(f"--{name} {text!r} {fault}")
+        if found is not None and not found.is_loopback and not arguments.insecure_any_address:
+            return _usage(
+                f"--{name} {found}: the backend speaks plaintext to anybody who reaches it, and other machines can "
+                "reach this address; listen on 127.0.0.1 or unix:/PATH, or add --insecure-any-address"
+            )
+    if arguments.load_model and arguments.model_control_mode != "explicit":
+        return _usage("--load-model is for --model-control-mode explicit; in other modes all models are loaded")
     if not arguments.repository.is_dir():
         return _usage(f"{arguments.repository}: is not a folder; give a folder with one folder per model")
     if _lacks_extra("backend", "tensorgate backend"):
         return FAILED
-    from proxy.backend.server import run
+    from proxy.backend.control import Control
+    from proxy.backend.server import Options, run
 
+    assert addresses["listen"] is not None
     return run(
-        arguments.repository,
-        listen,
-        exit_on_stdin_eof=arguments.exit_on_stdin_eof,
-        log_level=arguments.log_level,
+        Options(
+            arguments.repository,
+            addresses["listen"],
+            addresses["http"],
+            addresses["metrics"],
+            Control(arguments.model_control_mode, arguments.repository_poll_secs, arguments.load_model),
+            arguments.memory_limit_bytes,
+            arguments.exit_on_stdin_eof,
+            arguments.log_level,
+        )
     )
 
 
@@ -282,6 +295,27 @@ def _add_backend(commands: _Commands) -> None:
     parser = _add(commands, "backend", "run the embedded inference backend alone, in plaintext")
     parser.add_argument("repository", type=Path, metavar="REPO", help="folder of models in Triton's layout")
     parser.add_argument("--listen", required=True, metavar="ADDR", help="HOST:PORT, [IPV6]:PORT or unix:/PATH")
+    parser.add_argument("--http", metavar="ADDR", help="also serve REST there")
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="also serve metrics for Prometheus there")
+    parser.add_argument(
+        "--model-control-mode",
+        choices=("none", "poll", "explicit"),
+        default="none",
+        help="which models are loaded: all at the start, as the folder changes, or as clients ask (default none)",
+    )
+    parser.add_argument(
+        "--repository-poll-secs", type=_seconds, default=15.0, metavar="S", help="between two looks (default 15)"
+    )
+    parser.add_argument(
+        "--load-model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="load it at the start, in mode explicit; may be repeated; * for all",
+    )
+    parser.add_argument(
+        "--memory-limit-bytes", type=_bytes, metavar="N", help="of messages held at a time (default: 1/4 of memory)"
+    )
     parser.add_argument("--insecure-any-address", action="store_true", help="listen where other machines can reach it")
     parser.add_argument("--exit-on-stdin-eof", action="store_true", help="end when standard input does (as a child)")
     parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least level written (default info)")
@@ -300,3 +334,19 @@ def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and 0 <= int(text) <= 65_535:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a whole number from 0 to 65535")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if 0.1 <= seconds <= 86_400:
+        return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; give one from 0.1 to 86400")
+
+
+def _bytes(text: str) -> int:
+    if text.isascii() and text.isdigit() and 2**20 <= int(text) < 2**63:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes; give a whole one from {2**20}")

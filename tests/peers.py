@@ -4,6 +4,9 @@
 Server: its wheel pins other versions of numpy and pytest) into a folder of its own, `.peers/` or the one that
 TENSORGATE_PEERS_DIR names. Installing twice does nothing the second time. A peer that is missing makes its tests
 skip and say what to install; with TENSORGATE_REQUIRE_PEERS=1 that is a failure.
+
+`python -m tests.peers install mlserver` adds MLServer, in a virtual environment of its own there. Only the benchmark of
+inference servers compares itself with it: no test needs it, and none may fail for want of it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import venv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +30,10 @@ TRITON_REQUIREMENT = "nvidia-pytriton==0.7.0"
 NUMPY_REQUIREMENT = "numpy>=1.26,<2"
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL_TRITON = "python -m tests.peers install"
+# With the ONNX Runtime that its models call, and the parser that its REST server prefers where it is there.
+# Its inference workers don't start with uvloop 0.22, which no longer makes an event loop where there is none.
+MLSERVER_REQUIREMENTS = ("mlserver==1.7.1", "onnxruntime==1.32.0", "httptools==0.9.0", "uvloop==0.21.0")
+INSTALL_MLSERVER = "python -m tests.peers install mlserver"
 # Taken out of the environment: the gates that tests start take each TENSORGATE_ variable for a setting of theirs, and
 # refuse to start with one that they don't know.
 _PEERS_DIR = os.environ.pop("TENSORGATE_PEERS_DIR", "")
@@ -56,8 +65,15 @@ def triton_files() -> TritonFiles | None:
     return files if _marker().is_file() and _marker().read_text() == _wanted() else None
 
 
-def install() -> None:
-    """Install every peer that is missing. Raises CalledProcessError with pip's own output on the terminal."""
+def mlserver_program() -> Path | None:
+    """The command of the installed MLServer, or None where there is none (or one of another version)."""
+    marker = _mlserver_marker()
+    installed = marker.is_file() and marker.read_text() == _wanted_mlserver()
+    return _mlserver_folder() / "bin/mlserver" if installed else None
+
+
+def install_triton() -> None:
+    """Install it if it is missing. Raises CalledProcessError with pip's own output on the terminal."""
     if triton_files() is not None:
         print(f"{TRITON_REQUIREMENT} is already in {folder()}")
         return
@@ -72,6 +88,21 @@ def install() -> None:
             made.rename(folder() / made.name)
     _marker().write_text(_wanted())
     print(f"{TRITON_REQUIREMENT} installed in {folder()}")
+
+
+def install_mlserver() -> None:
+    """Install it if it is missing. Raises CalledProcessError with pip's own output on the terminal."""
+    requirements = ", ".join(MLSERVER_REQUIREMENTS)
+    if mlserver_program() is not None:
+        print(f"{requirements} are already in {_mlserver_folder()}")
+        return
+    # The marker is written last: an interrupted install is begun again, from an empty environment.
+    _mlserver_marker().unlink(missing_ok=True)
+    venv.create(_mlserver_folder(), clear=True, with_pip=True)
+    python = str(_mlserver_folder() / "bin/python")
+    subprocess.run([python, "-m", "pip", "install", *MLSERVER_REQUIREMENTS], check=True)
+    _mlserver_marker().write_text(_wanted_mlserver())
+    print(f"{requirements} installed in {_mlserver_folder()}")
 
 
 def missing(what: str, remedy: str) -> NoReturn:
@@ -128,12 +159,29 @@ def _marker() -> Path:
     return folder() / "triton.installed"
 
 
+def _wanted_mlserver() -> str:
+    return f"{' '.join(MLSERVER_REQUIREMENTS)} for Python {sys.version_info.major}.{sys.version_info.minor}\n"
+
+
+def _mlserver_folder() -> Path:
+    return folder() / "mlserver"
+
+
+def _mlserver_marker() -> Path:
+    return folder() / "mlserver.installed"
+
+
+INSTALLERS: dict[str, Callable[[], None]] = {"triton": install_triton, "mlserver": install_mlserver}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.peers", description="Install the tests' foreign servers.")
     parser.add_argument("action", choices=["install", "where"])
-    action = parser.parse_args().action
-    if action == "install":
-        install()
+    parser.add_argument("peer", choices=list(INSTALLERS), nargs="?", default="triton",
+                        help="which to install (default: triton, which the tests need)")  # fmt: skip
+    options = parser.parse_args()
+    if options.action == "install":
+        INSTALLERS[options.peer]()
     else:
         print(folder())
     return 0

@@ -1,46 +1,73 @@
-"""config.pbtxt: read it, check it, complete it, and turn it into what serving needs.
+"""config.pbtxt, or the JSON that takes its place: read it and check it.
 
 What would change the meaning of a request or its answer and isn't supported is refused, so that a model never runs
-otherwise than its configuration says. What only tunes performance is accepted and has no effect.
+otherwise than its configuration says. What only tunes performance is accepted, and `ineffective` names it. What the
+configuration comes to is in derive.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
+from google.protobuf.message import Message
 
-from proxy.backend.batching import Policy, QueuePolicy
-from proxy.backend.errors import LoadError
+from proxy.backend.errors import LoadError, description
 from proxy.backend.protos import model_config_pb2 as pb
-from proxy.backend.spec import Device, DeviceKind, ModelSpec, TensorSpec
-from proxy.backend.tensors import BYTES, DATATYPES, DataType
 
 FILE_NAME = "config.pbtxt"
 NUMPY = "numpy"
 ONNX = "onnxruntime"
-_ONNX_PLATFORM = "onnxruntime_onnx"
-_DEFAULT_FILES = {ONNX: "model.onnx", NUMPY: "model.py"}
-_MOST_LEVELS = 16
+ONNX_PLATFORM = "onnxruntime_onnx"
 _MOST_DIMS = 31  # numpy 1 stops at 32, one of which is the batch
+_MOST_OVERRIDE = 2**20  # bytes of JSON
+_MOST_TEXT = 500  # characters of the parser's complaint, which repeats what it read
 
-_KINDS: dict[int, DeviceKind] = {
-    pb.ModelInstanceGroup.KIND_AUTO: "auto",
-    pb.ModelInstanceGroup.KIND_GPU: "gpu",
-    pb.ModelInstanceGroup.KIND_CPU: "cpu",
-    pb.ModelInstanceGroup.KIND_MODEL: "cpu",
-}
+ONNX_PARAMETERS = frozenset(
+    (
+        "intra_op_thread_count",
+        "inter_op_thread_count",
+        "execution_mode",
+        "enable_mem_arena",
+        "enable_mem_pattern",
+        "memory.enable_memory_arena_shrinkage",
+        "session.use_device_allocator_for_initializers",
+        "share_session_between_instances",  # those of one device always do
+        "cudnn_conv_algo_search",
+        "gpu_mem_limit",
+        "arena_extend_strategy",
+        "do_copy_in_default_stream",
+    )
+)
+
+_DONE = frozenset(
+    (
+        *("name", "platform", "backend", "version_policy", "max_batch_size", "dynamic_batching", "parameters"),
+        *("default_model_filename", "model_warmup", "model_transaction_policy"),
+        *("input.name", "input.data_type", "input.dims", "input.reshape", "input.optional"),
+        *("output.name", "output.data_type", "output.dims", "output.reshape", "output.label_filename"),
+        *("instance_group.name", "instance_group.count", "instance_group.kind", "instance_group.gpus"),
+        "instance_group.passive",
+    )
+)
+_DONE_FOR_ONNX = frozenset(("optimization.graph", "optimization.execution_accelerators"))
+_PARTLY = frozenset(("input", "output", "instance_group", "optimization"))  # told of by their own fields
 
 
-def read_config(directory: Path) -> pb.ModelConfig:
-    """The configuration in a model's directory; an empty one when there is no file. Raises LoadError."""
+def read_config(directory: Path, name: str = "") -> pb.ModelConfig:
+    """The configuration in a model's directory; an empty one when there is no file. Raises LoadError.
+
+    name: the model's, where the directory has another.
+    """
     path = directory / FILE_NAME
-    place = f"{directory.name}/{FILE_NAME}"
+    name = name or directory.name
+    place = f"{name}/{FILE_NAME}"
     config = pb.ModelConfig()
-    if not directory.name.isprintable():  # bytes that are not UTF-8 are not
-        raise LoadError(f"{directory.name!r}: no client can ask for a model of that name; rename the directory")
+    if not name.isprintable():  # bytes that are not UTF-8 are not
+        raise LoadError(f"{name!r}: no client can ask for a model of that name; rename the directory")
     try:
         text_format.Parse(path.read_text(encoding="utf-8"), config)
     except FileNotFoundError:
@@ -50,9 +77,29 @@ def read_config(directory: Path) -> pb.ModelConfig:
         raise LoadError(f"{place}:{line}:{column}: {_without_place(str(error), line, column)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(f"{place}: cannot be read: {error}") from None
-    if config.name and config.name != directory.name:
-        raise LoadError(f"{place}: name is '{config.name}', but the directory is '{directory.name}'; make them equal")
-    config.name = directory.name
+    return _checked(config, name, place)
+
+
+def parse_override(text: str, name: str) -> pb.ModelConfig:
+    """The configuration in a client's JSON, which takes the place of the model's config.pbtxt. Raises LoadError."""
+    place = f"config of '{name}'"
+    if len(text) > _MOST_OVERRIDE:
+        raise LoadError(f"{place}: {len(text)} characters; at most {_MOST_OVERRIDE} are taken")
+    if not text.lstrip().startswith("{"):
+        raise LoadError(f"{place}: it must be a JSON object, a ModelConfig")
+    config = pb.ModelConfig()
+    try:
+        json_format.Parse(text, config)
+    except Exception as error:  # noqa: BLE001  (what it raises for odd numbers is nowhere listed)
+        why = str(error) if isinstance(error, json_format.ParseError) else description(error)
+        raise LoadError(f"{place}: {why[:_MOST_TEXT]}") from None
+    return _checked(config, name, place)
+
+
+def _checked(config: pb.ModelConfig, name: str, place: str) -> pb.ModelConfig:
+    if config.name and config.name != name:
+        raise LoadError(f"{place}: name is '{config.name}', but the directory is '{name}'; make them equal")
+    config.name = name
     _refuse_unsupported(config, place)
     _check_values(config, place)
     return config
@@ -92,8 +139,13 @@ def _check_values(config: pb.ModelConfig, place: str) -> None:
     for group in config.instance_group:
         if group.count < 0:
             raise LoadError(f"{place}: instance_group: count is {group.count}; it must be 1 or more")
-        if group.kind not in _KINDS:
+        if group.kind not in pb.ModelInstanceGroup.Kind.values():
             raise LoadError(f"{place}: instance_group: kind {group.kind} does not exist; name one, as in KIND_CPU")
+    if config.model_transaction_policy.decoupled and config.dynamic_batching.preserve_ordering:
+        raise LoadError(
+            f"{place}: preserve_ordering can't be had with decoupled: the answers of one request would hold up those "
+            "of all others; remove one of them"
+        )
     chosen = config.default_model_filename
     if chosen in (".", "..") or "/" in chosen:
         raise LoadError(f"{place}: default_model_filename is '{chosen}'; it must be a plain file name")
@@ -102,8 +154,6 @@ def _check_values(config: pb.ModelConfig, place: str) -> None:
 def _check_tensor(tensor: pb.ModelInput | pb.ModelOutput, label: str) -> None:
     if not tensor.name:
         raise LoadError(f"{label}: name is missing")
-    if tensor.data_type == pb.TYPE_INVALID:
-        raise LoadError(f"{label}: data_type is missing")
     if tensor.data_type not in pb.DataType.values():
         raise LoadError(f"{label}: data_type {tensor.data_type} does not exist; name one, as in TYPE_FP32")
     for dims in (tensor.dims, tensor.reshape.shape):
@@ -121,154 +171,31 @@ def _same_elements(before: Sequence[int], after: Sequence[int]) -> bool:
     return variable[0] == variable[1] and abs(prod(before)) == abs(prod(after))
 
 
-def choose_backend(config: pb.ModelConfig, version: Path) -> tuple[str, str]:
-    """(backend, file name) for a version directory: as configured, or by the file that lies there. Raises LoadError."""
-    named = config.backend or {"": "", _ONNX_PLATFORM: ONNX}.get(config.platform, config.platform)
-    if named and named not in _DEFAULT_FILES:
-        hint = " (Triton's Python models have another interface: see class Model)" if named == "python" else ""
-        raise LoadError(f"backend '{named}' is not supported; there are '{NUMPY}' and '{ONNX}'{hint}")
-    for backend in [named] if named else _DEFAULT_FILES:
-        file = config.default_model_filename or _DEFAULT_FILES[backend]
-        fitting = named or Path(file).suffix == Path(_DEFAULT_FILES[backend]).suffix
-        if fitting and (version / file).is_file():
-            return backend, file
-    wanted = config.default_model_filename or (_DEFAULT_FILES[named] if named else "model.onnx or model.py")
-    raise LoadError(f"{version.parent.name}/{version.name} holds no {wanted}")
-
-
-def choose_versions(config: pb.ModelConfig, available: Sequence[int]) -> list[int]:
-    """The versions to serve out of those that have a directory, ascending. Raises LoadError."""
-    policy = config.version_policy
-    ordered = sorted(available)
-    if policy.HasField("all"):
-        return ordered
-    if policy.HasField("specific"):
-        wanted = sorted(set(policy.specific.versions))
-        if missing := [version for version in wanted if version not in ordered]:
-            raise LoadError(f"version_policy wants version {missing[0]}, which has no directory; there are {ordered}")
-        return wanted
-    return ordered[-(policy.latest.num_versions or 1) :]
-
-
-def devices(config: pb.ModelConfig) -> list[Device]:
-    """One entry per instance to start. Raises LoadError."""
-    if not config.instance_group:
-        return [Device("auto")]
-    groups = [group for group in config.instance_group if not group.passive]
-    if not groups:
-        raise LoadError(f"{config.name}/{FILE_NAME}: every instance_group is passive; nothing would run requests")
-    return [
-        Device(_KINDS[group.kind], index)
-        for group in groups
-        for index in group.gpus or [0]
-        for _ in range(max(group.count, 1))
-    ]
-
-
-def batching(config: pb.ModelConfig) -> tuple[Policy, bool]:
-    """(how requests are gathered, whether their answers keep their order). Raises LoadError."""
-    rules = config.dynamic_batching
-    place = f"{config.name}/{FILE_NAME}: dynamic_batching"
-    most = config.max_batch_size
-    for size in rules.preferred_batch_size:
-        if not 1 <= size <= max(most, 1):
-            raise LoadError(f"{place}: preferred_batch_size is {size}; it must be 1 to max_batch_size, which is {most}")
-    levels, default = rules.priority_levels, rules.default_priority_level
-    if levels > _MOST_LEVELS:
-        raise LoadError(f"{place}: priority_levels is {levels}; at most {_MOST_LEVELS} are supported")
-    if levels and not 1 <= default <= levels:
-        raise LoadError(f"{place}: default_priority_level is {default}; it must be 1 to priority_levels, {levels}")
-    if wrong := [level for level in rules.priority_queue_policy if not 1 <= level <= levels]:
-        raise LoadError(f"{place}: priority_queue_policy for level {wrong[0]}; there are 1 to {levels}")
-    own = rules.priority_queue_policy
-    policies = [own.get(level, rules.default_queue_policy) for level in range(1, max(levels, 1) + 1)]
-    policy = Policy(
-        max_rows=max(most, 1),
-        joins=config.HasField("dynamic_batching") and most > 1 and not config.model_transaction_policy.decoupled,
-        delay=1000 * rules.max_queue_delay_microseconds,
-        preferred=tuple(sorted(set(rules.preferred_batch_size))),
-        levels=tuple(_queue_policy(one) for one in policies),
-        default_level=default or 1,
-    )
-    return policy, rules.preserve_ordering
-
-
-def _queue_policy(rules: pb.ModelQueuePolicy) -> QueuePolicy:
-    return QueuePolicy(
-        timeout=1000 * rules.default_timeout_microseconds,
-        delay=rules.timeout_action == pb.ModelQueuePolicy.DELAY,
-        override=rules.allow_timeout_override,
-        most=rules.max_queue_size,
-    )
-
-
 def ineffective(config: pb.ModelConfig) -> list[str]:
-    """Settings for performance that are accepted and change nothing here."""
-    found = {
-        "response_cache": config.response_cache.enable,
-        "model_warmup": bool(config.model_warmup),
-        "optimization": config.HasField("optimization"),
-        "rate_limiter": any(group.HasField("rate_limiter") for group in config.instance_group),
-    }
-    return [name for name, used in found.items() if used]
+    """The fields that are set and change nothing here, as `instance_group.rate_limiter`."""
+    onnx = config.backend == ONNX or config.platform == ONNX_PLATFORM
+    found = list(dict.fromkeys(_unused(config, "", _DONE | _DONE_FOR_ONNX if onnx else _DONE)))
+    if onnx:
+        found += [f"parameters[{name!r}]" for name in sorted(config.parameters) if name not in ONNX_PARAMETERS]
+    return found
 
 
-def complete(config: pb.ModelConfig, backend: str, file: str) -> None:
-    """Write the values in force into fields that were left empty, as ModelConfig is to show them."""
-    config.backend = backend
-    if backend == ONNX:
-        config.platform = _ONNX_PLATFORM
-    config.default_model_filename = file
-    if not config.version_policy.WhichOneof("policy_choice"):
-        config.version_policy.latest.num_versions = 1
-    if not config.instance_group:
-        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO)
-    for index, group in enumerate(config.instance_group):
-        group.name = group.name or f"{config.name}_{index}"
-        group.count = group.count or 1
+def _unused(message: Message, path: str, done: frozenset[str]) -> Iterator[str]:
+    for descriptor, value in message.ListFields():
+        here = path + descriptor.name
+        if here in done:
+            continue
+        if here in _PARTLY:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _unused(part, here + ".", done)
+        elif not _says_nothing(value):
+            yield here
 
 
-def build_spec(config: pb.ModelConfig, version: int, directory: Path) -> ModelSpec:
-    """What serving needs to know. Raises LoadError when inputs or outputs are missing."""
-    if not config.input or not config.output:
-        missing = "input" if not config.input else "output"
-        raise LoadError(f"{config.name}/{FILE_NAME}: no {missing} is described; give name, data_type and dims of each")
-    return ModelSpec(
-        name=config.name,
-        version=version,
-        directory=directory,
-        max_batch_size=config.max_batch_size,
-        inputs=tuple(_tensor(tensor, tensor.optional) for tensor in config.input),
-        outputs=tuple(_tensor(tensor, False, _labels(tensor, directory.parent)) for tensor in config.output),
-        parameters={name: value.string_value for name, value in config.parameters.items()},
-        decoupled=config.model_transaction_policy.decoupled,
+def _says_nothing(value: Any) -> bool:
+    """Whether it is a message in which nothing is set, as in `rate_limiter { }`, or some of them."""
+    if isinstance(value, Message):
+        return not value.ListFields()
+    return not isinstance(value, (str, bytes, int, float)) and all(
+        isinstance(one, Message) and not one.ListFields() for one in value
     )
-
-
-def _tensor(tensor: pb.ModelInput | pb.ModelOutput, optional: bool, labels: tuple[str, ...] = ()) -> TensorSpec:
-    reshape = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None
-    return TensorSpec(tensor.name, datatype_of(tensor.data_type), tuple(tensor.dims), reshape, optional, labels)
-
-
-def _labels(tensor: pb.ModelOutput, directory: Path) -> tuple[str, ...]:
-    """The lines of the output's label_filename, which lies in the model's directory. Raises LoadError."""
-    name = tensor.label_filename
-    if not name:
-        return ()
-    if "/" in name or name in (".", ".."):
-        raise LoadError(f"output '{tensor.name}': label_filename is '{name}'; it must be a plain file name")
-    try:
-        return tuple((directory / name).read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"output '{tensor.name}': label_filename '{name}' cannot be read: {error}") from None
-
-
-def datatype_of(number: int) -> DataType:
-    """The data type behind a number of the enumeration inference.DataType."""
-    name = pb.DataType.Name(number).removeprefix("TYPE_")
-    return BYTES if name == "STRING" else DATATYPES[name]
-
-
-def number_of(datatype: DataType) -> int:
-    """The reverse of datatype_of."""
-    return pb.DataType.Value("TYPE_STRING" if datatype is BYTES else f"TYPE_{datatype.name}")

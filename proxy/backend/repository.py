@@ -1,7 +1,10 @@
-"""The model repository: directories -> models that are ready, or not and why.
+"""The model repository: directories -> models that are ready, or not and why; loaded, reloaded and unloaded.
 
 The layout is that of Triton: `<repository>/<model>/config.pbtxt` and `<repository>/<model>/<version>/<file>`. A model
-that can't be loaded never keeps others from being served.
+that can't be loaded never keeps others from being served, and a load that fails leaves what is served as it is.
+
+Everything here is for the event loop but `close`; files and models are touched in threads (loading.py). Versions are
+made ready first, then put in place in one turn of the loop, and those that they replace run what they have accepted.
 """
 
 from __future__ import annotations
@@ -9,104 +12,57 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from threading import Thread
 
-from proxy.backend import config as configuration
-from proxy.backend.errors import Code, InferenceError, LoadError, description, invalid
+from proxy.backend.control import Control, check_files, check_name
+from proxy.backend.errors import Code, InferenceError, LoadError, invalid
 from proxy.backend.loaded import Loaded
-from proxy.backend.protos import model_config_pb2 as pb
-from proxy.backend.runtimes import open_runtime
-from proxy.backend.scheduler import Scheduler
+from proxy.backend.loading import VERSION, Made, Order, in_thread, list_models, make, scan
+from proxy.backend.state import UNLOADED, Generation, IndexEntry, Model, State, Version, entries
+from proxy.spawn import spawn
+
+__all__ = ["Control", "IndexEntry", "Loaded", "Model", "Repository", "State", "Version"]
 
 _log = logging.getLogger("tensorgate.backend")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _LOADERS = 2  # models loaded at a time: each may take much memory while it is being loaded
-
-
-class State(Enum):
-    LOADING = "is being loaded"
-    READY = "is ready"
-    UNAVAILABLE = "is not ready"
-
-
-@dataclass(slots=True)
-class Version:
-    """A version directory. `reason` says why it is unavailable."""
-
-    number: int
-    state: State = State.LOADING
-    reason: str = ""
-    loaded: Loaded | None = None
-
-
-@dataclass(slots=True)
-class Model:
-    """A model directory. `reason` says why there are no versions."""
-
-    name: str
-    reason: str = ""
-    versions: dict[int, Version] = field(default_factory=dict)
-    latest: Loaded | None = None
-
-    def ready(self) -> list[Version]:
-        return [version for _, version in sorted(self.versions.items()) if version.state is State.READY]
+_MOST_UNLISTED = 256  # models that are in no directory, each of a name that a client chose
+_DEFAULT = Control()
+_FIXED = "explicit model load / unload is not allowed if polling is enabled"  # in mode none, too: Triton's words
 
 
 class Repository:
-    """The models of a directory. `load` fills it; everything else only looks things up."""
+    """The models of a directory. `load` fills it; see `Control` for what changes it later.
 
-    def __init__(self, path: Path) -> None:
+    most_bytes_per_model: of the requests that each version of a model holds.
+    """
+
+    def __init__(self, path: Path, control: Control = _DEFAULT, most_bytes_per_model: int = 2**63) -> None:
         self.path = path
+        self.control = control
         self.models: dict[str, Model] = {}
         self.loaded = False
+        self._most_bytes = most_bytes_per_model
+        self._listed: frozenset[str] = frozenset()
+        self._listing = asyncio.Lock()
+        self._room = asyncio.Semaphore(_LOADERS)
+        self._retiring: set[Generation] = set()
+        self._closed = False
 
-    async def load(self) -> None:
-        """Load every model, outside the event loop. Raises LoadError if the directory can't be read."""
-        try:
-            directories = sorted(entry for entry in self.path.iterdir() if entry.is_dir() and entry.name[0] != ".")
-        except OSError as error:
-            raise LoadError(f"model repository {self.path} cannot be read: {error.strerror}") from None
-        if not directories:
-            _log.warning("model repository %s holds no models", self.path)
-        # One Model per directory before the first is loaded: whoever asks early hears "loading", not "unknown".
-        self.models = {directory.name: Model(directory.name) for directory in directories}
-        waiting: SimpleQueue[Path] = SimpleQueue()
-        for directory in directories:
-            waiting.put(directory)
-        await asyncio.gather(*(self._loader(waiting) for _ in range(_LOADERS)))
-        self.loaded = True
-
-    def _loader(self, waiting: SimpleQueue[Path]) -> asyncio.Future[None]:
-        """Load what waits in a thread of its own; the future is done when nothing waits any more.
-
-        Not a thread pool's: the interpreter would wait for it at the end, and a model's code may never return.
-        """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def work() -> None:
-            with contextlib.suppress(Empty):
-                while True:
-                    directory = waiting.get_nowait()
-                    _load_model(self.models[directory.name], directory)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-                loop.call_soon_threadsafe(_settle, done)
-
-        Thread(target=work, name="load", daemon=True).start()
-        return done
+    # -- what a request asks
 
     def find(self, name: str, version: str) -> Loaded:
-        """The version that a request means; the highest that is ready if `version` is empty. Raises InferenceError."""
+        """The version that a request means; the highest that is ready if `version` is empty. Raises InferenceError.
+
+        To be used in the same turn of the loop: later it may have been unloaded.
+        """
         model = self.models.get(name)
         if model is None:
-            raise InferenceError(Code.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+            raise _unknown(name)
         if not version:
             if model.latest is None:
                 raise _not_ready(model)
@@ -130,92 +86,305 @@ class Repository:
             return False
         return True
 
+    def index(self, ready_only: bool) -> list[IndexEntry]:
+        """Every version by name and number; the directory as it was last read: see `refresh`."""
+        names = [name for name in {*self._listed, *self.models} if name.isprintable()]
+        return [entry for name in sorted(names) for entry in entries(name, self.models.get(name), ready_only)]
+
+    async def refresh(self) -> None:
+        """Read which models there are, for `index`; keeps what was known when the directory can't be read."""
+        try:
+            async with self._listing:
+                self._listed = frozenset(await in_thread(partial(list_models, self.path), "list"))
+        except LoadError as error:
+            _log.error("%s", error)
+
+    # -- the start, and what changes by itself
+
+    async def load(self) -> None:
+        """Load what is to be served from the start. Raises LoadError if the directory can't be read."""
+        if self.control.mode == "explicit":
+            await self._load_startup()
+        else:
+            await asyncio.gather(*await self._look())
+            if not self.models:
+                _log.warning("model repository %s holds no models", self.path)
+        self.loaded = True
+
+    async def _load_startup(self) -> None:
+        listed = await in_thread(partial(list_models, self.path), "list")
+        self._listed = frozenset(listed)
+        names = sorted(listed) if "*" in self.control.startup else list(dict.fromkeys(self.control.startup))
+        known = [name for name in names if name in listed]
+        for name in names:
+            if name not in listed:
+                _log.error("model %s is not ready: it is not in the model repository %s", name, self.path)
+        for name in known:
+            # Before the first is loaded: whoever asks early hears "loading", not "unknown".
+            self.models.setdefault(name, Model(name)).loading = True
+        await asyncio.gather(*[spawn(self._load_listed(name, listed[name], b""), "load") for name in known])
+
+    async def watch(self) -> None:
+        """In mode poll: look for what was added, removed or changed, for ever. One that hangs holds up no other."""
+        if self.control.mode != "poll":
+            return
+        said = ""
+        while True:
+            await asyncio.sleep(self.control.poll_seconds)
+            try:
+                await self._look()
+                said = ""
+            except LoadError as error:
+                if said != str(error):
+                    said = str(error)
+                    _log.error("%s; what is loaded stays", error)
+
+    async def poll(self) -> None:
+        """One look of `watch`, and what comes of it. Raises LoadError if the directory can't be read."""
+        await asyncio.gather(*await self._look())
+
+    async def _look(self) -> list[asyncio.Task[None]]:
+        """Begin to load what is new or changed since it was last loaded, well or not, and to unload what is gone."""
+        found = await in_thread(partial(scan, self.path), "scan")
+        self._listed = frozenset(found)
+        begun: list[asyncio.Task[None]] = []
+        for name, mark in found.items():
+            model = self.models.setdefault(name, Model(name))
+            if model.seen != mark and not model.loading and not model.lock.locked():
+                model.loading = True
+                begun.append(spawn(self._load_listed(name, self.path / name, mark), "load"))
+        for name, model in list(self.models.items()):
+            if name not in found and not model.loading and not model.lock.locked():
+                begun.append(spawn(self._remove(name), "unload"))
+        return begun
+
+    async def _load_listed(self, name: str, directory: Path, mark: bytes) -> None:
+        model = await self._hold(name)
+        try:
+            async with self._room:
+                await self._load(model, Order(name, directory, mark=mark, most_bytes=self._most_bytes))
+        finally:
+            model.lock.release()
+
+    async def _remove(self, name: str) -> None:
+        model = await self._hold(name)
+        try:
+            self._unload(model)
+            if not model.versions or all(one.reason not in ("", UNLOADED) for one in model.versions.values()):
+                del self.models[name]  # it never served
+            model.seen = b""
+        finally:
+            model.lock.release()
+
+    # -- what clients ask for
+
+    async def load_model(
+        self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Load or reload a model; does nothing for one that serves what its files say. Raises InferenceError.
+
+        config: a ModelConfig in JSON, in place of config.pbtxt. files: by path, as `1/model.onnx`: the model is made of
+        them alone, and need not be in the repository. A caller that is cancelled doesn't stop a load that has begun.
+        """
+        self._check_explicit()
+        directory = None
+        try:
+            if files:
+                if config is None:
+                    raise LoadError("files are taken with a config only")
+                check_files(files)
+            async with self._listing:
+                listed = await in_thread(partial(list_models, self.path), "list")
+            self._listed = frozenset(listed)
+            if files and name not in listed:
+                check_name(name)
+            elif not files:
+                directory = listed.get(name)
+                if directory is None:
+                    raise LoadError("")
+        except LoadError as error:
+            raise _not_polled(name, str(error)) from None
+        self._check_room(name)
+        fault = await self._shielded(name, Order(name, directory, config, files or None, most_bytes=self._most_bytes))
+        if fault is not None:
+            raise fault
+
+    async def unload_model(self, name: str) -> None:
+        """Answer no more requests to a model; those that it has are run. Raises InferenceError. Doesn't wait for that.
+
+        A model that isn't loaded, or isn't known, is unloaded already.
+        """
+        self._check_explicit()
+        if name not in self.models:
+            return
+        model = await self._hold(name)
+        try:
+            self._unload(model)
+        finally:
+            self._let_go(model)
+
+    def _check_explicit(self) -> None:
+        if self.control.mode != "explicit":
+            raise InferenceError(Code.UNAVAILABLE, _FIXED)
+
+    def _check_room(self, name: str) -> None:
+        if name in self._listed or name in self.models:
+            return
+        if sum(one not in self._listed for one in self.models) >= _MOST_UNLISTED:
+            raise InferenceError(
+                Code.RESOURCE_EXHAUSTED,
+                f"failed to load '{name}': {_MOST_UNLISTED} models that are not in the repository are known already, "
+                "which is the limit; load it under the name of one of them",
+            )
+
+    async def _hold(self, name: str) -> Model:
+        """The model of that name, with its lock held; an empty one if it is new."""
+        while True:
+            model = self.models.setdefault(name, Model(name))
+            await model.lock.acquire()
+            if self.models.get(name) is model:
+                return model
+            model.lock.release()  # removed meanwhile
+
+    async def _shielded(self, name: str, order: Order) -> InferenceError | None:
+        """Load a model; once that has begun it goes on, though its caller is cancelled."""
+        model = await self._hold(name)
+        try:
+            # Here a caller can still leave, and what it sent is let go with it.
+            await self._room.acquire()
+        except BaseException:
+            model.lock.release()
+            raise
+        return await asyncio.shield(spawn(self._load_held(model, order), "load"))
+
+    async def _load_held(self, model: Model, order: Order) -> InferenceError | None:
+        try:
+            return await self._load(model, order)
+        finally:
+            self._room.release()
+            self._let_go(model)
+
+    def _let_go(self, model: Model) -> None:
+        """Release its lock, and forget a name of which nothing is left to tell."""
+        if not model.versions and not model.reason and model.name not in self._listed:
+            self.models.pop(model.name, None)
+        model.lock.release()
+
+    # -- with a model's lock held
+
+    async def _load(self, model: Model, order: Order) -> InferenceError | None:
+        """-> why it failed."""
+        model.loading = True
+        served = model.served if model.generation is not None and self.control.mode == "explicit" else None
+        try:
+            made = await in_thread(partial(make, replace(order, unless=served)), "load")
+        finally:
+            model.loading = False
+        if self._closed:
+            await in_thread(made.discard, "discard")
+            return InferenceError(Code.UNAVAILABLE, "server is shutting down")
+        if made.unchanged:
+            return None
+        if made.reason or made.faults:
+            return self._failed(model, made)
+        versions = [Version(number, State.READY, loaded=loaded) for number, loaded in sorted(made.versions.items())]
+        generation = Generation(versions, [one.scheduler for one in made.versions.values()], made.folder)
+        before = model.put(generation, made.mark)
+        _log.info("model %s is ready: version %s", model.name, ", ".join(str(one.number) for one in versions))
+        if before is not None:
+            self._retire(before)
+        return None
+
+    def _failed(self, model: Model, made: Made) -> InferenceError:
+        name = model.name
+        if made.faults:
+            texts = [f"version {number} is at UNAVAILABLE state: {why};" for number, why in sorted(made.faults.items())]
+            fault = invalid(f"load failed for model '{name}': {' '.join(texts)}")
+        elif made.polled:
+            fault = invalid(
+                f"load failed for model '{name}': at least one version must be available under the version policy of "
+                f"model '{name}': {made.reason}"
+            )
+        else:
+            fault = _not_polled(name, made.reason)
+        serving = [str(version.number) for version in model.ready()]
+        model.fail(str(fault) if serving else made.reason, made.faults, made.others, made.mark)
+        if serving:
+            _log.error("model %s could not be reloaded; version %s stays as it is", name, ", ".join(serving))
+        return fault
+
+    def _unload(self, model: Model) -> None:
+        taken = model.take()
+        if taken is not None:
+            _log.info("model %s is being unloaded", model.name)
+            self._retire(taken)
+
+    def _retire(self, generation: Generation) -> None:
+        generation.retire()
+        self._retiring.add(generation)
+        loop = asyncio.get_running_loop()
+
+        def finish() -> None:
+            generation.finish()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+                loop.call_soon_threadsafe(self._retired, generation)
+
+        Thread(target=finish, name="unload", daemon=True).start()
+
+    def _retired(self, generation: Generation) -> None:
+        generation.ended()
+        self._retiring.discard(generation)
+
+    # -- the end
+
     def close(self, timeout: float) -> None:
-        """Finalize all models; waits for those that run, at most so many seconds altogether. Blocks."""
+        """Finalize all models; waits for those that run, at most so many seconds in all. Blocks. From any thread."""
+        self._closed = True
         until = time.monotonic() + timeout
-        schedulers = [version.loaded.scheduler for version in self._versions() if version.loaded]
+        served = [model.generation for model in list(self.models.values()) if model.generation is not None]
+        generations = served + list(self._retiring)
+        schedulers = [scheduler for generation in generations for scheduler in generation.schedulers]
         for scheduler in schedulers:
             scheduler.close()
         for scheduler in schedulers:
             scheduler.join(max(until - time.monotonic(), 0))
-
-    def _versions(self) -> Iterable[Version]:
-        for model in self.models.values():
-            yield from model.versions.values()
-
-
-def _settle(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
+        for generation in generations:
+            generation.remove()
 
 
 def _number(version: str) -> int:
-    if not _VERSION.fullmatch(version):
+    if not VERSION.fullmatch(version):
         raise invalid(f"model version is '{version}'; it must be a number above 0, or empty for the latest")
     return int(version)
 
 
+def _unknown(name: str) -> InferenceError:
+    return InferenceError(Code.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+
+
+def _not_polled(name: str, why: str) -> InferenceError:
+    text = f"failed to load '{name}', failed to poll from model repository"
+    return InferenceError(Code.INTERNAL, f"{text}: {why}" if why else text)
+
+
 def _not_ready(model: Model) -> InferenceError:
-    if model.versions:
-        return _version_not_ready(model, model.versions[max(model.versions)])
-    text = f"is not ready: {model.reason}" if model.reason else State.LOADING.value
-    return InferenceError(Code.UNAVAILABLE, f"model '{model.name}' {text}")
+    """No version of it is ready."""
+    if model.loading:
+        return InferenceError(Code.UNAVAILABLE, f"model '{model.name}' {State.LOADING.value}")
+    if model.reason:
+        return InferenceError(Code.UNAVAILABLE, f"model '{model.name}' is not ready: {model.reason}")
+    broken = [one for _, one in sorted(model.versions.items()) if one.reason not in ("", UNLOADED)]
+    if broken:
+        return _version_not_ready(model, broken[-1])
+    if not model.versions:
+        return _unknown(model.name)
+    return InferenceError(Code.NOT_FOUND, f"Request for unknown model: '{model.name}' has no available versions")
 
 
 def _version_not_ready(model: Model, version: Version) -> InferenceError:
-    reason = f": {version.reason}" if version.reason else ""
+    if version.reason in ("", UNLOADED):
+        text = f"Request for unknown model: '{model.name}' version {version.number} is not at ready state"
+        return InferenceError(Code.UNAVAILABLE, text)
     return InferenceError(
-        Code.UNAVAILABLE, f"model '{model.name}' version {version.number} {version.state.value}{reason}"
+        Code.UNAVAILABLE, f"model '{model.name}' version {version.number} {version.state.value}: {version.reason}"
     )
-
-
-def _load_model(model: Model, directory: Path) -> None:
-    try:
-        config = configuration.read_config(directory)
-        entries = [entry for entry in directory.iterdir() if entry.is_dir()]
-        available = [int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name)]
-        if not available:
-            raise LoadError(f"{model.name} holds no version directory; put the model's file into {model.name}/1")
-        chosen = configuration.choose_versions(config, available)
-    except Exception as error:  # noqa: BLE001  (one model's trouble must stay its own)
-        model.reason = str(error) if isinstance(error, (LoadError, OSError)) else description(error)
-        _log.error("model %s is not ready: %s", model.name, model.reason)
-        return
-    if ignored := configuration.ineffective(config):
-        _log.info("model %s: %s has no effect in this version", model.name, ", ".join(ignored))
-    model.versions = {number: Version(number) for number in chosen}
-    for number in chosen:
-        _load_version(model, model.versions[number], directory / str(number), config)
-
-
-def _load_version(model: Model, version: Version, directory: Path, base: pb.ModelConfig) -> None:
-    began = time.monotonic()
-    try:
-        version.loaded = _start(version.number, directory, base)
-    except LoadError as error:
-        version.reason = str(error)
-        version.state = State.UNAVAILABLE
-        _log.error("model %s version %s is not ready: %s", model.name, version.number, error)
-        return
-    except BaseException as error:  # noqa: BLE001  (one model's trouble must stay its own)
-        version.reason = description(error)
-        version.state = State.UNAVAILABLE
-        _log.exception("model %s version %s is not ready: %s", model.name, version.number, version.reason)
-        return
-    version.state = State.READY
-    model.latest = version.loaded  # versions are loaded in ascending order
-    _log.info("model %s version %s is ready (%.1f s)", model.name, version.number, time.monotonic() - began)
-
-
-def _start(number: int, directory: Path, base: pb.ModelConfig) -> Loaded:
-    config = pb.ModelConfig()
-    config.CopyFrom(base)
-    backend, file = configuration.choose_backend(config, directory)
-    runtime = open_runtime(backend, directory / file, config)
-    runtime.describe(config)
-    configuration.complete(config, backend, file)
-    spec = configuration.build_spec(config, number, directory)
-    policy, ordered = configuration.batching(config)
-    scheduler = Scheduler(spec, runtime, configuration.devices(config), policy, ordered)
-    scheduler.start()
-    return Loaded(spec, config, scheduler, runtime.shared_outputs)

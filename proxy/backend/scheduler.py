@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -81,6 +82,8 @@ class Scheduler:
         self._threads: list[Thread] = []
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()  # for all instances: one that hangs holds up no other
         self._given = 0  # batches in it or in a thread
+        self._finished: deque[_Batch] = deque()  # that the loop hasn't been told of
+        self._telling = False
         # Where there is nothing to decide, requests needn't wait on the loop for an instance to be idle.
         self._at_once = policy == Policy(max_rows=policy.max_rows)
         self._batcher: Batcher[_Job] = Batcher(policy)
@@ -111,6 +114,11 @@ class Scheduler:
         if faults:
             self.close()
             raise faults[0]
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no further requests."""
+        return self._closed or self._retired
 
     @property
     def waiting(self) -> int:
@@ -179,14 +187,22 @@ class Scheduler:
 
     # -- on the event loop
 
-    def _admit(self, job: _Job, task: Task, priority: int, queue_timeout: int) -> Entry[_Job]:
-        """Put it into the queue. Raises InferenceError."""
-        if self._closed or self._retired:
+    def _admit(self, job: _Job, task: Task, priority: int, queue_timeout: int) -> Entry[_Job] | None:
+        """Put it into the queue -> its entry there, unless a thread gets it at once. Raises InferenceError."""
+        if self.ended:
             raise self._unloaded()
         self._check_room(job)
+        self.held_bytes += job.size
+        if self._order is not None:
+            self._order.add(job)
+        if self._at_once:
+            self._given += 1
+            self._queue.put(_Batch([job]))
+            return None
         try:
             entry = self._batcher.add(job, task.key, job.rows, job.arrived, priority, queue_timeout)
         except QueueFull as full:
+            self._unadmit(job)
             raise self._refused(
                 job,
                 Code.UNAVAILABLE,
@@ -194,17 +210,16 @@ class Scheduler:
                 "try again later",
             ) from None
         except TooManyShapes:
+            self._unadmit(job)
             raise self._refused(
                 job, Code.RESOURCE_EXHAUSTED, f"requests of {MOST_SHAPES} shapes wait already, which is the limit"
             ) from None
-        self.held_bytes += job.size
-        if self._order is not None:
-            self._order.add(job)
-        if self._at_once:
-            self._pump()
-        else:
-            self._pump_soon()
+        self._pump_soon()
         return entry
+
+    def _unadmit(self, job: _Job) -> None:
+        self.held_bytes -= job.size
+        self._ended(job, None)
 
     def _check_room(self, job: _Job) -> None:
         if self.waiting >= MOST_WAITING:
@@ -225,7 +240,7 @@ class Scheduler:
         self.statistics.failed(job.arrived, monotonic_ns(), REJECTED)
         return InferenceError(code, f"model '{self._spec.name}' {why}")
 
-    def _forget(self, job: _Job, entry: Entry[_Job]) -> None:
+    def _forget(self, job: _Job, entry: Entry[_Job] | None) -> None:
         """Nobody waits for it any more.
 
         Its tensors must stay neither in the queue, until a thread comes to it, nor in the cycle of a failed job with
@@ -233,7 +248,8 @@ class Scheduler:
         """
         job.task = None
         self.held_bytes -= job.size
-        self._batcher.drop(entry)
+        if entry is not None:
+            self._batcher.drop(entry)
         if not job.future.done() or job.future.cancelled():
             self.statistics.failed(job.arrived, monotonic_ns(), CANCELED)
         self._ended(job, None)  # those behind it needn't wait for it any more, if its caller has left
@@ -275,11 +291,10 @@ class Scheduler:
                 InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}': request timeout expired in its queue"),
             )
         # Only as many as there are idle instances: what waits here can still be joined, overtaken, refused and dropped.
-        while (self._at_once or self._given < len(self._threads)) and (entries := batcher.take(now)):
+        while self._given < len(self._threads) and (entries := batcher.take(now)):
             self._given += 1
             self._queue.put(_Batch([entry.item for entry in entries]))
-        if not self._at_once:
-            self._wake_up(now)
+        self._wake_up(now)
         self._end_if_idle()
 
     def _wake_up(self, now: int) -> None:
@@ -289,6 +304,12 @@ class Scheduler:
         due = self._batcher.due(now, idle=self._given < len(self._threads))
         if due is not None and self._loop is not None:
             self._timer = self._loop.call_later((due - now) / 1e9, self._pump)
+
+    def _told(self) -> None:
+        self._telling = False
+        finished = self._finished
+        while finished:
+            self._done(finished.popleft())
 
     def _done(self, batch: _Batch) -> None:
         """A thread has worked on a batch."""
@@ -377,9 +398,14 @@ class Scheduler:
         self._report(batch)
 
     def _report(self, batch: _Batch) -> None:
+        """Tell the loop, unless it is about to look: to wake it up costs as much as a small model."""
+        self._finished.append(batch)  # before the flag is read, which `_told` takes back before it looks
+        if self._telling:
+            return
+        self._telling = True
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._done, batch)
+            self._loop.call_soon_threadsafe(self._told)
         except RuntimeError:
             pass  # the loop is closed: the process ends, and nobody waits
 

@@ -1,31 +1,36 @@
 """The backend's process: bind, load the models, listen, serve, and end in good order.
 
-The address is taken before the models are loaded, so that it is known at once whether it can be had; connections are
-taken only afterwards, as Triton does: who gets a connection gets answers, and a gate in front is ready once it has one.
+The addresses are taken before the models are loaded, so that it is known at once whether they can be had; connections
+are taken only afterwards, as Triton does: who gets a connection gets answers, and a gate in front is ready once it has
+one. Only the metrics are there from the beginning.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import signal
 import socket
-import stat
 import sys
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
 
 from proxy.backend.budget import Budget, default_limit
+from proxy.backend.control import Control
 from proxy.backend.errors import LoadError
+from proxy.backend.looplag import LoopLag
+from proxy.backend.metrics import MetricsServer
 from proxy.backend.repository import Repository
 from proxy.backend.services import health, inference
 from proxy.backend.services.call import Call
 from proxy.backend.services.http2 import Connections, ServerProtocol
+from proxy.backend.services.rest import RestService
+from proxy.backend.sockets import SocketFile
 from proxy.config.model import Address
 from proxy.spawn import spawn
 
@@ -33,137 +38,121 @@ _log = logging.getLogger("tensorgate.backend")
 _GRACE = 20.0  # seconds for requests that are running when the end is asked for
 _FINALIZE = 5.0  # seconds for the models' finalize
 _BACKLOG = 1024
+# Seconds after which a model's thread that runs Python gives way to the event loop: a tenth of Python's own.
+_SWITCH = 0.0005
 
 
-def is_private(address: Address) -> bool:
-    """Whether nothing outside this machine can connect: a unix socket or a loopback address.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to serve and where. most_bytes: of messages and tensors held for all, None for a share of the memory."""
 
-    The backend has neither encryption nor access rules, which are the gate's part.
-    """
-    return address.is_loopback
+    repository: Path
+    grpc: Address
+    http: Address | None = None
+    metrics: Address | None = None
+    control: Control = field(default_factory=Control)
+    most_bytes: int | None = None
+    exit_on_stdin_eof: bool = False
+    log_level: str = "info"
 
 
 class Backend:
-    """The embedded backend inside a running event loop: `start`, `load`, `stop`.
+    """The embedded backend inside a running event loop: `start`, `load`, `stop`."""
 
-    `most_bytes` bounds the messages that are held at a time, in both directions and for all clients.
-    """
-
-    def __init__(self, repository: Path, most_bytes: int | None = None) -> None:
-        self.repository = Repository(repository)
+    def __init__(self, repository: Path, most_bytes: int | None = None, control: Control | None = None) -> None:
+        self.budget = Budget(default_limit() if most_bytes is None else most_bytes)
+        # Half for each: a model that hangs must not take the room of all others.
+        self.repository = Repository(repository, control or Control(), self.budget.limit // 2)
         self._inference = inference.InferenceService(self.repository)
         self._health = health.HealthService([inference.SERVICE])
-        self.budget = Budget(default_limit() if most_bytes is None else most_bytes)
         self._connections = Connections({**self._inference.methods(), **self._health.methods()}, self.budget)
-        self._server: asyncio.Server | None = None
-        self._socket_file: _SocketFile | None = None
+        self._rest = RestService(self.repository, lambda: self._inference.ready, self.budget)
+        self._lag = LoopLag()
+        self._metrics = MetricsServer(self.repository, self.budget, self._lag)
+        self._servers: list[asyncio.Server] = []
+        self._files: list[SocketFile] = []
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self, listen: Address, accept: bool = True) -> Address:
-        """Bind, and listen if `accept`; returns the address with its real port. Raises OSError."""
+        """Bind for gRPC, and listen if `accept`; returns the address with its real port. Raises OSError."""
         loop = asyncio.get_running_loop()
+        self._lag.start()
         if listen.is_unix:
-            self._socket_file = _SocketFile(Path(listen.path))
-            sock = self._socket_file.bind()
-            self._server = await loop.create_unix_server(
-                self._protocol, sock=sock, backlog=_BACKLOG, start_serving=accept
-            )
+            sock = self._bind(listen)
+            server = await loop.create_unix_server(self._protocol, sock=sock, backlog=_BACKLOG, start_serving=accept)
+            self._servers.append(server)
             return listen
-        self._server = await loop.create_server(
+        server = await loop.create_server(
             self._protocol, listen.host or None, listen.port, backlog=_BACKLOG, start_serving=accept
         )
-        return Address(listen.host, self._server.sockets[0].getsockname()[1], "")
+        self._servers.append(server)
+        return Address(listen.host, server.sockets[0].getsockname()[1], "")
+
+    async def start_http(self, listen: Address, accept: bool = True) -> Address:
+        """The same for REST."""
+        return await self._rest.start(listen, accept, self._bind(listen) if listen.is_unix else None)
+
+    async def start_metrics(self, listen: Address) -> Address:
+        """The same for the metrics page, which is there at once."""
+        return await self._metrics.start(listen)
 
     async def accept(self) -> None:
         """Take connections from now on."""
-        if self._server is not None:
-            await self._server.start_serving()
+        for server in self._servers:
+            await server.start_serving()
+        await self._rest.accept()
 
     async def load(self) -> None:
         """Load the models; from then on the server is ready. Raises LoadError if there is no repository."""
         await self.repository.load()
         self._health.set_serving(not self._inference.stopping)
+        self._watch = spawn(self.repository.watch(), "watch the repository")
 
     async def stop(self, grace: float = _GRACE) -> None:
         """Take no new connections, let calls that run end within so many seconds, finalize the models."""
         self._inference.stopping = True
         self._health.close()
-        if self._server is not None:
-            self._server.close()
+        if self._watch is not None:
+            self._watch.cancel()
+        for server in self._servers:
+            server.close()
         for connection in list(self._connections.open):
             connection.go_away()
-        if not await self._connections.idle(grace):
-            _log.warning("%d calls were still running after %g s; they are cut off", len(self.running()), grace)
+        await asyncio.gather(self._rest.stop(grace), self._finish(grace))
         for connection in list(self._connections.open):
             connection.close()
-        if self._socket_file is not None:
-            self._socket_file.remove()
+        for file in self._files:
+            file.remove()
+        await self._metrics.stop()
+        self._lag.stop()
         await asyncio.to_thread(self.repository.close, _FINALIZE)
 
     def running(self) -> list[Call]:
         """The calls that have not ended yet."""
         return list(self._connections.calls)
 
+    async def _finish(self, grace: float) -> None:
+        if not await self._connections.idle(grace):
+            _log.warning("%d calls were still running after %g s; they are cut off", len(self.running()), grace)
+
+    def _bind(self, listen: Address) -> socket.socket:
+        file = SocketFile(Path(listen.path))
+        self._files.append(file)
+        return file.bind()
+
     def _protocol(self) -> ServerProtocol:
         return ServerProtocol(self._connections)
 
 
-class _SocketFile:
-    """A unix socket's file: for this user only, and gone when the server is."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._made: tuple[int, int] | None = None
-
-    def bind(self) -> socket.socket:
-        self._remove_stale()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The mask, not a chmod afterwards: in between anyone could connect.
-        before = os.umask(0o177)
-        try:
-            sock.bind(str(self._path))
-        except OSError:
-            sock.close()
-            raise
-        finally:
-            os.umask(before)
-        found = self._path.stat()
-        self._made = (found.st_dev, found.st_ino)
-        return sock
-
-    def _remove_stale(self) -> None:
-        try:
-            mode = self._path.lstat().st_mode
-        except FileNotFoundError:
-            return
-        if not stat.S_ISSOCK(mode):
-            raise OSError(f"{self._path} exists and is no socket; remove it or listen elsewhere")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)  # a process that hangs accepts nobody
-            error = probe.connect_ex(str(self._path))
-        if error in (0, errno.EAGAIN):
-            raise OSError(f"another process listens on unix:{self._path}; end it or listen elsewhere")
-        if error not in (errno.ECONNREFUSED, errno.ENOENT):
-            # Somebody else's, say: only what certainly has no listener is removed.
-            raise OSError(error, f"cannot tell whether another process listens there ({os.strerror(error)})")
-        self._path.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        # Only our own: another server may have taken the path over since.
-        with contextlib.suppress(OSError):
-            found = self._path.lstat()
-            if (found.st_dev, found.st_ino) == self._made:
-                self._path.unlink()
-
-
-def run(repository: Path, listen: Address, *, exit_on_stdin_eof: bool, log_level: str) -> int:
+def run(options: Options) -> int:
     """Serve a model repository until SIGTERM or SIGINT, or until standard input ends if that is asked for.
 
     Returns the exit code of the process: 0, or 1 if it couldn't listen or read the repository (the log says why).
-    A second signal ends at once. `log_level` is one of debug, info, warning, error.
+    A second signal ends at once.
     """
     logging.basicConfig(
         stream=sys.stderr,
-        level=log_level.upper(),
+        level=options.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     try:
@@ -171,20 +160,20 @@ def run(repository: Path, listen: Address, *, exit_on_stdin_eof: bool, log_level
     except OSError:
         # Closed: the event loop's own files would get the number 0, and be taken for standard input.
         os.open(os.devnull, os.O_RDONLY)
+    sys.setswitchinterval(_SWITCH)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(repository, listen, exit_on_stdin_eof))
+        return runner.run(_serve(options))
 
 
-async def _serve(repository: Path, listen: Address, exit_on_stdin_eof: bool) -> int:
-    end = _end_requested(exit_on_stdin_eof)
-    backend = Backend(repository)
-    try:
-        address = await backend.start(listen, accept=False)
-    except OSError as error:
-        _log.error("backend cannot listen on %s: %s", listen, error.strerror or error)
+async def _serve(options: Options) -> int:
+    end = _end_requested(options.exit_on_stdin_eof)
+    backend = Backend(options.repository, options.most_bytes, options.control)
+    bound = await _bind(backend, options)
+    if bound is None:
+        await backend.stop()
         return 1
-    _log.info("backend loads the models of %s", repository)
-    loading = spawn(_load(backend, address), "load")
+    _log.info("backend loads the models of %s", options.repository)
+    loading = spawn(_load(backend, bound), "load")
     ended = spawn(end.wait(), "end")
     await asyncio.wait([loading, ended], return_when=asyncio.FIRST_COMPLETED)
     failed = loading.done() and not loading.result()
@@ -196,14 +185,33 @@ async def _serve(repository: Path, listen: Address, exit_on_stdin_eof: bool) -> 
     return 1 if failed else 0
 
 
-async def _load(backend: Backend, address: Address) -> bool:
+async def _bind(backend: Backend, options: Options) -> dict[str, Address] | None:
+    """Protocol -> the address where it will be served; None, with a line in the log, if one can't be had."""
+    bound: dict[str, Address] = {}
+    at = options.grpc
+    try:
+        bound["grpc"] = await backend.start(at, accept=False)
+        if options.http is not None:
+            at = options.http
+            bound["http"] = await backend.start_http(at, accept=False)
+        if options.metrics is not None:
+            at = options.metrics
+            bound["metrics"] = await backend.start_metrics(at)
+    except OSError as error:
+        _log.error("backend cannot listen on %s: %s", at, error.strerror or error)
+        return None
+    return bound
+
+
+async def _load(backend: Backend, bound: dict[str, Address]) -> bool:
     try:
         await backend.load()
     except LoadError as error:
         _log.error("%s", error)
         return False
     await backend.accept()
-    _log.info("backend listens: grpc on %s", address)
+    for protocol, address in bound.items():
+        _log.info("backend listens: %s on %s", protocol, address)
     models = backend.repository.models.values()
     ready = sum(1 for model in models if model.latest is not None)
     _log.info("backend is ready: %d of %d models", ready, len(models))

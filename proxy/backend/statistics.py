@@ -47,8 +47,8 @@ class OfBatchSize:
 @dataclass(slots=True)
 class Statistics:
     """inference_count counts rows, execution_count batches; the durations count requests. last_inference: milliseconds
-    since the epoch. success and fail: from a request's arrival to its end. failures: reason -> count. batches: size in
-    rows -> its executions."""
+    since the epoch. success and fail: from a request's arrival to its end. cache_hit and cache_miss: of looking a
+    response up. failures: reason -> count. batches: size in rows -> its executions."""
 
     last_inference: int = 0
     inference_count: int = 0
@@ -59,6 +59,8 @@ class Statistics:
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
+    cache_hit: Duration = field(default_factory=Duration)
+    cache_miss: Duration = field(default_factory=Duration)
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     batches: dict[int, OfBatchSize] = field(default_factory=dict)
 
@@ -66,6 +68,12 @@ class Statistics:
         """A request that came then has failed."""
         self.fail.add(now - arrived)
         self.failures[reason] += 1
+
+    def answered_from_cache(self, took: int) -> None:
+        """A request whose response was kept has been answered in so many ns."""
+        self.last_inference = time.time_ns() // 1_000_000
+        self.success.add(took)
+        self.cache_hit.add(took)
 
     def executed(self, times: Times, arrived: Sequence[int], rows: int, now: int) -> None:
         """An execution of which requests that came then, with so many rows altogether, have succeeded."""

@@ -22,10 +22,10 @@ UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 SERVE = """
 import sys
 from pathlib import Path
-from proxy.backend.server import run
+from proxy.backend.server import Options, run
 from proxy.config.model import Address
 eof = sys.argv[3:] == ["--eof"]
-sys.exit(run(Path(sys.argv[1]), Address.parse(sys.argv[2]), exit_on_stdin_eof=eof, log_level="info"))
+sys.exit(run(Options(Path(sys.argv[1]), Address.parse(sys.argv[2]), exit_on_stdin_eof=eof)))
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.backend.dataplane import InputTensor, check
+from proxy.backend.dataplane import InputTensor, Request, check
 from proxy.backend.protos import model_config_pb2 as pb
 from proxy.backend.repository import Loaded, Repository, State
 from tests.backend.models import ECHO, NUMBER_TO_NUMBER, write_model
@@ -49,7 +49,11 @@ BAD: dict[str, tuple[str, list[str]]] = {
     ),
     "sequence batching": (IN + OUT + "sequence_batching { }", [PLACE, "sequence_batching", "not supported"]),
     "ensemble": (IN + OUT + "ensemble_scheduling { }", ["ensemble_scheduling", "not supported"]),
-    "decoupled": (IN + OUT + "model_transaction_policy { decoupled: true }", ["decoupled", "not supported"]),
+    "decoupled and in order": (
+        IN + OUT + "model_transaction_policy { decoupled: true } dynamic_batching { preserve_ordering: true }",
+        [PLACE, "preserve_ordering", "decoupled", "remove one"],
+    ),
+    "a thousand instances": (IN + OUT + "instance_group { count: 1000 }", [PLACE, "1000 instances", "256"]),
     "batch input": (IN + OUT + "batch_input { } batch_output { }", ["batch_input, batch_output", "not supported"]),
     "agents": (IN + OUT + "model_repository_agents { }", ["model_repository_agents"]),
     "shape tensor": (IN + OUT.replace("}", "is_shape_tensor: true }"), ["is_shape_tensor"]),
@@ -95,7 +99,11 @@ BAD_ONNX: dict[str, tuple[str, bytes, list[str]]] = {
     "other type": (ONNX_IN.replace("INT32", "INT64") + ONNX_OUT, GRAPH, ["input 'IN'", "INT64", "INT32"]),
     "other rank": (ONNX_IN.replace("[-1, 2]", "[-1]") + ONNX_OUT, GRAPH, ["input 'IN'", "[-1]", "[-1, 2]"]),
     "other size": (ONNX_IN + ONNX_OUT.replace("[-1, 2]", "[-1, 3]"), GRAPH, ["output 'OUT'", "[-1, 3]", "[-1, 2]"]),
-    "wider than the graph": (ONNX_IN.replace("[-1, 2]", "[-1, -1]"), GRAPH, ["input 'IN'", "[-1, -1]", "[-1, 2]"]),
+    "wider than the graph": (
+        ONNX_IN.replace("[-1, 2]", "[-1, -1]") + ONNX_OUT,
+        GRAPH,
+        ["input 'IN'", "[-1, -1]", "[-1, 2]"],
+    ),
     "dims with the batch": ("max_batch_size: 2 " + ONNX_IN, GRAPH, ["input 'IN'", "[-1, 2]", "[2]", "batch"]),
     "fixed batch": (
         "max_batch_size: 2",
@@ -103,7 +111,7 @@ BAD_ONNX: dict[str, tuple[str, bytes, list[str]]] = {
         ["input 'IN'", "[1, 2]", "max_batch_size to 0"],
     ),
     "an input left out": (
-        ONNX_IN,
+        ONNX_IN + ONNX_OUT,
         onnx_file("Add", {"IN": ("INT32", ["n", 2]), "MORE": ("INT32", ["n", 2])}, {"OUT": ("INT32", ["n", 2])}),
         ["input 'MORE'", "not in config.pbtxt"],
     ),
@@ -116,6 +124,11 @@ BAD_ONNX: dict[str, tuple[str, bytes, list[str]]] = {
         'parameters { key: "intra_op_thread_count" value { string_value: "many" } }',
         GRAPH,
         ["intra_op_thread_count", "'many'"],
+    ),
+    "decoupled": (
+        "model_transaction_policy { decoupled: true }",
+        GRAPH,
+        ["decoupled", "one answer", "model.py"],
     ),
     "no CUDA": ("instance_group { kind: KIND_GPU }", GRAPH, ["KIND_GPU", "KIND_CPU"]),
 }
@@ -189,38 +202,87 @@ async def test_version_policies(tmp_path: Path, policy: str, served: list[int], 
     repository.close(timeout=10)
 
 
-async def test_a_broken_version_leaves_the_others(tmp_path: Path) -> None:
+async def test_a_broken_version_keeps_the_others_back(tmp_path: Path) -> None:
+    """As with Triton: a model is served as its version_policy says, or not at all."""
     files = {"1/model.py": ECHO, "2/model.py": "1 / 0"}
     write_model(tmp_path, "m", IN + OUT + "version_policy { all { } }", files)
     repository = Repository(tmp_path)
     await repository.load()
-    assert repository.find("m", "").spec.version == 1
-    assert repository.models["m"].versions[2].state is State.UNAVAILABLE
-    assert not repository.is_ready("m", "2")
+    states = {number: (one.state, one.reason) for number, one in repository.models["m"].versions.items()}
+    assert states[1] == (State.UNAVAILABLE, "unloaded")
+    assert states[2][0] is State.UNAVAILABLE
+    assert "m/2/model.py:1: ZeroDivisionError" in states[2][1]
+    assert not repository.is_ready("m", "")
+    assert not repository.is_ready("m", "1")
     repository.close(timeout=10)
 
 
-async def test_what_has_no_effect_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+INEFFECTIVE: dict[str, str] = {
+    "response_cache": "response_cache { enable: true }",
+    "optimization.graph": "optimization { graph { level: 1 } }",
+    "optimization.cuda": "optimization { cuda { graphs: true } }",
+    "optimization.input_pinned_memory": "optimization { input_pinned_memory { enable: true } }",
+    "instance_group.rate_limiter": "instance_group { rate_limiter { priority: 2 } }",
+    "instance_group.host_policy": 'instance_group { } instance_group { host_policy: "x" }',
+    "instance_group.profile": 'instance_group { profile: "x" }',
+    "instance_group.secondary_devices": "instance_group { secondary_devices { device_id: 1 } }",
+    "input.format": IN.replace("}", "format: FORMAT_NHWC optional: true }").replace('"IN"', '"MORE"'),
+    "output.is_non_linear_format_io": OUT.replace("}", "is_non_linear_format_io: true }").replace('"OUT"', '"MORE"'),
+    "runtime": 'runtime: "x"',
+    "cc_model_filenames": 'cc_model_filenames { key: "8.0" value: "x" }',
+    "metric_tags": 'metric_tags { key: "x" value: "y" }',
+    "model_operations": 'model_operations { op_library_filename: "x.so" }',
+    "model_metrics": 'model_metrics { metric_control { metric_identifier { family: "x" } } }',
+}
+
+
+@pytest.mark.parametrize(("field", "text"), INEFFECTIVE.items(), ids=list(INEFFECTIVE))
+async def test_what_has_no_effect_is_said(
+    tmp_path: Path, field: str, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await loaded(tmp_path, IN + OUT + text, MODEL)
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == [f"model m: {field} is set and has no effect here"]
+
+
+async def test_what_is_done_or_says_nothing_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = """
+    max_batch_size: 2 backend: "numpy" version_policy { latest { num_versions: 1 } } default_model_filename: "model.py"
+    instance_group { name: "a" count: 1 kind: KIND_CPU rate_limiter { } } instance_group { passive: true }
+    dynamic_batching { preferred_batch_size: 2 max_queue_delay_microseconds: 1 preserve_ordering: true
+                       default_queue_policy { max_queue_size: 5 } }
+    parameters { key: "anything" value { string_value: "1" } }
+    response_cache { enable: false } optimization { } model_transaction_policy { }
+    """
+    await loaded(tmp_path, IN + OUT + text, MODEL)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_parameter_that_onnx_runtime_has_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    odd = 'parameters { key: "intra_op_threads" value { string_value: "1" } } optimization { graph { level: -1 } }'
+    await loaded(tmp_path, odd, {"1/model.onnx": GRAPH})
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == ["model m: parameters['intra_op_threads'] is set and has no effect here"]
+
+
+async def test_it_is_said_once_for_all_versions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files: dict[str, str | bytes] = {f"{number}/model.py": ECHO for number in (1, 2, 3)}
+    await loaded(tmp_path, IN + OUT + 'version_policy { all { } } runtime: "x"', files)
+    assert caplog.text.count("runtime is set and has no effect here") == 1
+
+
+async def test_kind_auto_says_what_it_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    tuning = "response_cache { enable: true } model_warmup { } optimization { }"
-    await loaded(tmp_path, IN + OUT + tuning, MODEL)
-    assert "response_cache, model_warmup, optimization has no effect" in caplog.text
+    config = (await loaded(tmp_path, IN + OUT + "instance_group { count: 2 gpus: [0, 1] }", MODEL)).config
+    assert [(group.kind, group.count, list(group.gpus)) for group in config.instance_group] == [
+        (pb.ModelInstanceGroup.KIND_CPU, 2, [])
+    ]
+    assert "model m: KIND_AUTO takes the CPU" in caplog.text
 
 
-@pytest.mark.parametrize("shape", [["n", 2], [3, 2], []])
-async def test_onnx_without_config(tmp_path: Path, shape: list[int | str]) -> None:
-    graph = onnx_file("Identity", {"IN": ("FP64", shape)}, {"OUT": ("FP64", shape)})
-    config = (await loaded(tmp_path, None, {"1/model.onnx": graph})).config
-    dims = [-1 if isinstance(dim, str) else dim for dim in shape]
-    assert (config.backend, config.max_batch_size) == ("onnxruntime", 0)
-    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [("IN", pb.TYPE_FP64, dims)]
-    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("OUT", pb.TYPE_FP64, dims)]
-
-
-async def test_onnx_with_a_batch_size_and_nothing_else(tmp_path: Path) -> None:
-    found = await loaded(tmp_path, "max_batch_size: 4", {"1/model.onnx": GRAPH})
-    assert [list(tensor.dims) for tensor in (*found.config.input, *found.config.output)] == [[2], [2]]
-    assert found.spec.max_batch_size == 4
+async def test_dynamic_batching_is_shown_with_its_size(tmp_path: Path) -> None:
+    config = (await loaded(tmp_path, IN + OUT + "max_batch_size: 6 dynamic_batching { }", MODEL)).config
+    assert list(config.dynamic_batching.preferred_batch_size) == [6]
 
 
 async def test_another_file_name(tmp_path: Path) -> None:
@@ -274,7 +336,7 @@ class Model:
     repository = Repository(tmp_path)
     await repository.load()
     sent = InputTensor("IN", "INT32", (2, 3, 1, 5), values=[1] * 15 + [2] * 15)
-    (output,) = await repository.find("m", "").infer([sent], [], None)
+    (output,) = await repository.find("m", "").infer(Request([sent]))
     assert (output.shape, bytes(output.data)) == ((2, 1), b"\x0f\0\0\0\x1e\0\0\0")
     repository.close(timeout=10)
 
@@ -283,7 +345,7 @@ async def test_an_optional_input_may_be_missing(tmp_path: Path) -> None:
     config = IN + IN.replace('"IN"', '"MORE"').replace("}", "optional: true }") + OUT
     spec = (await loaded(tmp_path, config, MODEL)).spec
     sent = InputTensor("IN", "INT32", (1,), raw=b"abcd")
-    assert len(check(spec, [sent], [], shared_outputs=True).inputs) == 1
+    assert len(check(spec, Request([sent]), shared_outputs=True).inputs) == 1
 
 
 async def test_no_repository(tmp_path: Path) -> None:

@@ -117,9 +117,10 @@ def test_model_config_is_completed(client: Any) -> None:
 
 def test_config_of_an_onnx_model_without_one_is_read_off_the_file(client: Any) -> None:
     found = client.get_model_config("text").config
-    assert (found.max_batch_size, found.platform) == (0, "onnxruntime_onnx")
-    assert [(t.name, t.data_type, list(t.dims)) for t in found.input] == [("IN", 13, [-1])]
-    assert [(t.name, t.data_type, list(t.dims)) for t in found.output] == [("OUT", 13, [-1])]
+    assert (found.max_batch_size, found.platform) == (4, "onnxruntime_onnx")
+    assert found.HasField("dynamic_batching")
+    for tensors, name in ((found.input, "IN"), (found.output, "OUT")):
+        assert [(t.name, t.data_type, list(t.dims), list(t.reshape.shape)) for t in tensors] == [(name, 13, [1], [])]
 
 
 def test_add_and_subtract(client: Any) -> None:
@@ -191,7 +192,7 @@ def test_a_bool_that_is_neither_0_nor_1_is_true(stub: Stub) -> None:
 
 
 def test_text_through_onnx(client: Any) -> None:
-    words = np.array(["naïve".encode(), b"b'x'", b""], object)
+    words = np.array([["naïve".encode()], [b"b'x'"], [b""]], object)
     answer = client.infer("text", [tensor("IN", words, "BYTES")])
     assert answer.as_numpy("OUT").tolist() == words.tolist()
 
@@ -271,7 +272,7 @@ def test_statistics_as_tritons_client_reads_them(backend: Running) -> None:
         assert abs(after.last_inference / 1000 - time.time()) < 60
         assert sum(batch.compute_infer.count for batch in after.batch_stats) == after.execution_count
         assert {one.name for one in client.get_inference_statistics().model_stats} >= {"simple", "digits"}
-        with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT.*'nobody' is not available"):
+        with pytest.raises(InferenceServerException, match=r"INVALID_ARGUMENT.*'nobody' is not available"):
             client.get_inference_statistics("nobody")
 
 

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from proxy.backend.server import Backend, is_private
+from proxy.backend.server import Backend
 from proxy.config.model import Address
 from tests import peers
 from tests.backend.conftest import command, start_backend
@@ -41,24 +41,6 @@ def is_ready(target: str) -> bool:
 def models(folder: Path) -> Path:
     write_model(folder / "models", "m", NUMBER_TO_NUMBER, {"1/model.py": ECHO})
     return folder / "models"
-
-
-@pytest.mark.parametrize(
-    ("address", "private"),
-    [
-        ("127.0.0.1:1", True),
-        ("127.8.8.8:1", True),
-        ("[::1]:1", True),
-        ("localhost:1", True),
-        ("unix:/run/b.sock", True),
-        ("0.0.0.0:1", False),
-        ("[::]:1", False),
-        ("10.0.0.1:1", False),
-        ("example.org:1", False),
-    ],
-)
-def test_is_private(address: str, private: bool) -> None:
-    assert is_private(Address.parse(address)) is private
 
 
 def test_a_unix_socket(models: Path, folder: Path) -> None:

@@ -39,6 +39,9 @@ class Runtime(Protocol):
     def describe(self, config: pb.ModelConfig) -> None:
         """Check the inputs and outputs of `config` against the file, or fill them in. Raises LoadError."""
 
+    def choose(self, device: Device) -> Device:
+        """Where an instance for a device of the kind "auto" runs: one of another kind."""
+
     def start(self, spec: ModelSpec, device: Device) -> Instance:
         """Called in the thread that the instance is for. Raises LoadError."""
 

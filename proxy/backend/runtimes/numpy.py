@@ -19,11 +19,15 @@ request, each an answer of its own, and gets one request at a time.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import sys
 import traceback
+import weakref
 from collections.abc import Generator, Iterable, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 from proxy.backend.errors import LoadError, description
@@ -32,6 +36,7 @@ from proxy.backend.spec import Device, ModelSpec
 from proxy.backend.tensors import Array
 
 _log = logging.getLogger("tensorgate.backend")
+_numbers = itertools.count()
 
 
 class NumpyRuntime:
@@ -41,10 +46,17 @@ class NumpyRuntime:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._model = _model_class(path)
+        # A name that no import statement can spell, and another each time: models must not shadow modules or each
+        # other, and one that is loaded anew must not meet what it was before.
+        name = f"tensorgate model {next(_numbers)} {path.resolve()}"
+        self._model = _model_class(path, name)
+        weakref.finalize(self, sys.modules.pop, name, None)
 
     def describe(self, config: pb.ModelConfig) -> None:
         """Nothing can be read off a model.py: config.pbtxt has to say it all."""
+
+    def choose(self, device: Device) -> Device:
+        return Device("cpu")
 
     def start(self, spec: ModelSpec, device: Device) -> _NumpyInstance:
         if device.kind == "gpu":
@@ -88,22 +100,35 @@ class _NumpyInstance:
             self._model.finalize()
 
 
-def _model_class(path: Path) -> Any:
-    # A name that no import statement can spell: models must not shadow modules or each other.
-    name = f"tensorgate model {path.resolve()}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+class _Source(SourceFileLoader):
+    """Compiles the file as it is now: a cached .pyc is taken for current when second and size agree."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
+def _model_class(path: Path, name: str) -> Any:
+    if path.suffix != ".py":
         raise LoadError(f"{_place(path)}: is not a Python file; give it a name that ends in .py")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    loader = _Source(name, str(path))
+    module.__spec__ = importlib.util.spec_from_loader(name, loader)
+    module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses and pickle look their module up
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001  (somebody else's code)
         sys.modules.pop(name, None)
         _log.debug("import of %s failed", path, exc_info=True)
         raise LoadError(_blame(path, error)) from None
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     found = getattr(module, "Model", None)
     if not isinstance(found, type) or not callable(getattr(found, "execute", None)):
+        sys.modules.pop(name, None)
         raise LoadError(f"{_place(path)}: has no class Model with a method execute(self, batch)")
     return found
 

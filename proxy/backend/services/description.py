@@ -42,8 +42,8 @@ def _statistics(loaded: Loaded) -> pb.ModelStatistics:
             compute_input=_duration(made.compute_input),
             compute_infer=_duration(made.compute_infer),
             compute_output=_duration(made.compute_output),
-            cache_hit=pb.StatisticDuration(),
-            cache_miss=pb.StatisticDuration(),
+            cache_hit=_duration(made.cache_hit),
+            cache_miss=_duration(made.cache_miss),
         ),
     )
     for rows, batch in sorted(made.batches.items()):

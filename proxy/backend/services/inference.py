@@ -43,9 +43,9 @@ class InferenceService:
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
-            "RepositoryIndex": self._index,
         }
         longer: dict[str, Callable[[Any, Call], Awaitable[Sequence[Buffer]]]] = {
+            "RepositoryIndex": self._index,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
@@ -87,17 +87,13 @@ class InferenceService:
         return response_pieces(response_of(loaded.spec, request.id, parameters, outputs), [one.data for one in outputs])
 
 
-    def _index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+    async def _index(self, request: pb.RepositoryIndexRequest, call: Call) -> Sequence[Buffer]:
         _check_repository(request.repository_name)
-        entries = self._repository.index(request.ready)
-        return pb.RepositoryIndexResponse(
-            models=[
-                pb.RepositoryIndexResponse.ModelIndex(
-                    name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
-                )
-                for entry in entries
-            ]
-        )
+        await self._repository.refresh()
+        response = pb.RepositoryIndexResponse()
+        for entry in self._repository.index(request.ready):
+            response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
+        return (response.SerializeToString(),)
 
     async def _load(self, request: pb.RepositoryModelLoadRequest, call: Call) -> Sequence[Buffer]:
         _check_repository(request.repository_name)

@@ -11,6 +11,8 @@ from proxy.backend.execution import Output
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.services.parameters import (
     EMPTY_FINAL_RESPONSE,
+    MOST_DIMS,
+    MOST_OUTPUTS,
     MOST_PARAMETERS,
     Parameters,
     Value,
@@ -23,8 +25,6 @@ from proxy.backend.services.parameters import (
 from proxy.backend.spec import ModelSpec
 from proxy.backend.tensors import Buffer
 
-_MOST_DIMS = 64
-_MOST_OUTPUTS = 1024
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -45,12 +45,12 @@ def check_counts(request: pb.ModelInferRequest, spec: ModelSpec) -> None:
     """Before anything walks through what the client sent: it may hold millions of inputs or dimensions."""
     if len(request.inputs) > len(spec.inputs):
         raise invalid(f"model '{spec.name}' takes {len(spec.inputs)} inputs, got {len(request.inputs)}")
-    if len(request.outputs) > _MOST_OUTPUTS:
-        raise invalid(f"request names {len(request.outputs)} outputs, more than {_MOST_OUTPUTS}")
+    if len(request.outputs) > MOST_OUTPUTS:
+        raise invalid(f"request names {len(request.outputs)} outputs, more than {MOST_OUTPUTS}")
     for tensor in request.inputs:
-        if len(tensor.shape) > _MOST_DIMS:
+        if len(tensor.shape) > MOST_DIMS:
             given = len(tensor.shape)
-            raise invalid(f"input '{tensor.name}': shape has {given} dimensions, more than {_MOST_DIMS}")
+            raise invalid(f"input '{tensor.name}': shape has {given} dimensions, more than {MOST_DIMS}")
 
 
 def _plain(parameters: Mapping[str, pb.InferParameter], label: str) -> Parameters:

@@ -14,6 +14,8 @@ Value = bool | int | float | str
 Parameters = Mapping[str, Value]
 
 MOST_PARAMETERS = 64
+MOST_DIMS = 64
+MOST_OUTPUTS = 1024
 EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 FINAL_RESPONSE = "triton_final_response"
 # Those that speak to the server; https://docs.nvidia.com/deeplearning/triton-inference-server/ reserves them.

@@ -1,0 +1,90 @@
+"""The backend's metrics page, for Prometheus: plain HTTP on an address of its own.
+
+May not change anything: whoever reaches this port only reads. There is neither encryption nor a password, so it is no
+page for a public address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
+from proxy.backend.budget import Budget
+from proxy.backend.exposition import Exposition, Machine
+from proxy.backend.looplag import LoopLag
+from proxy.backend.repository import Repository
+from proxy.config.model import Address
+from proxy.spawn import spawn
+from proxy.web import web
+
+# Not OpenMetrics, whatever the client would like best: there, a counter's name has to end in "_total".
+_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_WHERE = "The metrics of this inference backend are at /metrics.\n"
+_MOST_CONNECTIONS = 64  # each may hold a page that its client doesn't read, and a file that calls need, too
+
+
+class MetricsServer:
+    """Serves `GET /metrics` from `start` to `stop`. The LoopLag is the caller's to start and stop."""
+
+    def __init__(self, repository: Repository, budget: Budget, lag: LoopLag) -> None:
+        self._exposition = Exposition(repository, budget, lag)
+        self._machine = Machine()
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        PlatformCollector(registry=self._process)
+        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._page: asyncio.Task[bytes] | None = None
+
+    async def start(self, listen: Address) -> Address:
+        """Bind and serve; returns the address with its real port. Raises OSError."""
+        if listen.is_unix:
+            raise OSError(f"metrics cannot be served on {listen}: Prometheus reads from HOST:PORT only")
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics, allow_head=False)
+        app.router.add_get("/", self._root, allow_head=False)
+        runner = self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._protocol, listen.host or None, listen.port)
+        return Address(listen.host, self._server.sockets[0].getsockname()[1], "")
+
+    async def stop(self) -> None:
+        """Give the address back; answers that are under way get a second."""
+        if self._server is not None:
+            self._server.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def _protocol(self) -> asyncio.Protocol:
+        server = self._runner.server if self._runner is not None else None
+        if server is None or len(server.connections) >= _MOST_CONNECTIONS:
+            return _Refusal()
+        return server()
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        # Those who ask at the same time get the same page: neither its cost nor its bytes are a client's to multiply.
+        if self._page is None or self._page.done():
+            self._page = spawn(self._write(), "metrics page")
+        return web.Response(body=await asyncio.shield(self._page), headers={"Content-Type": _TYPE})
+
+    async def _root(self, request: web.Request) -> web.Response:
+        return web.Response(text=_WHERE)
+
+    async def _write(self) -> bytes:
+        parts = await self._exposition.write()
+        parts.append(await asyncio.to_thread(self._read_files))
+        return b"".join(parts)
+
+    def _read_files(self) -> bytes:
+        # In a thread: listing the open files of a server with thousands takes milliseconds, in the kernel.
+        return self._machine.write() + generate_latest(self._process)
+
+
+class _Refusal(asyncio.Protocol):
+    """Of a connection that is one too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()

@@ -1,0 +1,93 @@
+"""Content-Encoding and Accept-Encoding: gzip and deflate (the zlib format, as Triton has it), both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable, Sequence
+
+from proxy.backend.errors import invalid
+from proxy.backend.services.rest.faults import HttpError, too_large
+from proxy.backend.tensors import Buffer
+
+LARGEST_INFLATED = 256 * 2**20  # bytes that a compressed body may grow to: a few MB of it could become terabytes
+_STEP = 2**20  # bytes inflated in one go; more than this is never held without being counted
+_LONG = 16 * 2**10  # bytes; from here on it is not the event loop that inflates or deflates them
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}
+_LEVEL = 1  # what it saves in bytes beyond that costs the models' time
+
+
+def check_encoding(encoding: str) -> None:
+    """Raises InferenceError for what can't be inflated."""
+    if encoding and encoding not in _WINDOW_BITS and encoding != "identity":
+        raise HttpError(
+            501,
+            f"Content-Encoding '{encoding:.40}' is not supported; use gzip, deflate or none",
+            {"Accept-Encoding": "gzip, deflate"},
+        )
+
+
+async def inflate(body: Buffer, encoding: str, into: bytearray, hold: Callable[[int], None]) -> None:
+    """Append what `body` holds to `into`, counted by `hold` as it grows. Raises InferenceError."""
+    inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
+    rest, grown = body, 0
+    try:
+        while not inflater.eof:
+            # The first step is one that the event loop can afford: a small body may become a thousand times as large.
+            if len(body) < _LONG and not grown:
+                part = inflater.decompress(rest, _LONG)
+            else:
+                part = await asyncio.to_thread(inflater.decompress, rest, _STEP)
+            rest = inflater.unconsumed_tail
+            grown += len(part)
+            if grown > LARGEST_INFLATED:
+                raise too_large(f"request body is larger than {LARGEST_INFLATED} bytes when decompressed")
+            hold(len(part))
+            into += part
+            if not part and not rest and not inflater.eof:
+                raise invalid(f"request body cannot be decompressed as {encoding}: it is cut off")
+    except zlib.error as error:
+        raise invalid(f"request body cannot be decompressed as {encoding}: {error}") from None
+    if inflater.unused_data:
+        # Further members, which gzip allows: nobody's HTTP client sends them, and they hide what a body holds.
+        raise invalid(
+            f"request body has {len(inflater.unused_data)} bytes after the end of its {encoding} data; "
+            "send it as one member"
+        )
+
+
+def accepted(header: str) -> str:
+    """The compression that a client prefers by its Accept-Encoding; "" for none."""
+    best, weight = "", 0.0
+    for entry in header.split(",")[:16]:
+        coding, *parameters = (part.strip() for part in entry.split(";"))
+        if coding not in _WINDOW_BITS:
+            continue
+        quality = _quality(parameters)
+        if quality > weight:
+            best, weight = coding, quality
+    return best
+
+
+def _quality(parameters: Sequence[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return float(parameter[2:])
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+async def deflate(pieces: Sequence[Buffer], encoding: str) -> list[Buffer]:
+    """The same bytes, compressed."""
+    if sum(map(len, pieces)) < _LONG:
+        return _deflated(pieces, encoding)
+    return await asyncio.to_thread(_deflated, pieces, encoding)
+
+
+def _deflated(pieces: Sequence[Buffer], encoding: str) -> list[Buffer]:
+    deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[encoding])
+    made: list[Buffer] = [deflater.compress(piece) for piece in pieces]
+    made.append(deflater.flush())
+    return made
