@@ -74,7 +74,7 @@ class Gate:
         self.listener.bind()
         await self.admin.start()
         if settings.model_repository_path is not None:
-            self.backend = EmbeddedBackend(settings.model_repository_path, settings.log.level)
+            self.backend = EmbeddedBackend(settings.model_repository_path, settings.backend, settings.log.level)
             await self.backend.start()
             address = self.backend.address
         else:

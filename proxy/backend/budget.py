@@ -28,8 +28,8 @@ class Budget:
         if self.held + size > self.limit:
             raise InferenceError(
                 Code.RESOURCE_EXHAUSTED,
-                f"the server holds {self.held} bytes of messages; {size} more would exceed its limit of {self.limit}, "
-                f"1/{_SHARE} of its memory; send less at a time, or try again later",
+                f"the server holds {self.held} bytes of messages; {size} more would exceed its limit of {self.limit} "
+                f"(--memory-limit-bytes, by default 1/{_SHARE} of its memory); send less at a time, or try again later",
             )
         self.held += size
 

@@ -23,7 +23,18 @@ from proxy.backend.control import Control, check_files, check_name
 from proxy.backend.errors import Code, InferenceError, LoadError, invalid
 from proxy.backend.loaded import Loaded
 from proxy.backend.loading import VERSION, Made, Order, in_thread, list_models, make, scan
-from proxy.backend.state import UNLOADED, Generation, IndexEntry, Model, State, Version, entries
+from proxy.backend.state import (
+    UNLOADED,
+    Generation,
+    IndexEntry,
+    Model,
+    State,
+    Version,
+    entries,
+    not_ready,
+    unknown,
+    version_not_ready,
+)
 from proxy.spawn import spawn
 
 __all__ = ["Control", "IndexEntry", "Loaded", "Model", "Repository", "State", "Version"]
@@ -62,18 +73,18 @@ class Repository:
         """
         model = self.models.get(name)
         if model is None:
-            raise _unknown(name)
+            raise unknown(name)
         if not version:
             if model.latest is None:
-                raise _not_ready(model)
+                raise not_ready(model)
             return model.latest
         found = model.versions.get(_number(version))
         if found is None:
             if not model.versions:
-                raise _not_ready(model)
+                raise not_ready(model)
             raise InferenceError(Code.NOT_FOUND, f"Request for unknown model: '{name}' version {version} is not found")
         if found.loaded is None:
-            raise _version_not_ready(model, found)
+            raise version_not_ready(model, found)
         return found.loaded
 
     def is_ready(self, name: str, version: str) -> bool:
@@ -230,12 +241,17 @@ class Repository:
     def _check_room(self, name: str) -> None:
         if name in self._listed or name in self.models:
             return
-        if sum(one not in self._listed for one in self.models) >= _MOST_UNLISTED:
+        unlisted = [model for one, model in self.models.items() if one not in self._listed]
+        if len(unlisted) < _MOST_UNLISTED:
+            return
+        idle = [model for model in unlisted if model.generation is None and not model.lock.locked()]
+        if not idle:
             raise InferenceError(
                 Code.RESOURCE_EXHAUSTED,
-                f"failed to load '{name}': {_MOST_UNLISTED} models that are not in the repository are known already, "
-                "which is the limit; load it under the name of one of them",
+                f"failed to load '{name}': {_MOST_UNLISTED} models that are not in the repository are loaded already, "
+                "which is the limit; unload one of them",
             )
+        del self.models[idle[0].name]
 
     async def _hold(self, name: str) -> Model:
         """The model of that name, with its lock held; an empty one if it is new."""
@@ -358,33 +374,6 @@ def _number(version: str) -> int:
     return int(version)
 
 
-def _unknown(name: str) -> InferenceError:
-    return InferenceError(Code.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
-
-
 def _not_polled(name: str, why: str) -> InferenceError:
     text = f"failed to load '{name}', failed to poll from model repository"
     return InferenceError(Code.INTERNAL, f"{text}: {why}" if why else text)
-
-
-def _not_ready(model: Model) -> InferenceError:
-    """No version of it is ready."""
-    if model.loading:
-        return InferenceError(Code.UNAVAILABLE, f"model '{model.name}' {State.LOADING.value}")
-    if model.reason:
-        return InferenceError(Code.UNAVAILABLE, f"model '{model.name}' is not ready: {model.reason}")
-    broken = [one for _, one in sorted(model.versions.items()) if one.reason not in ("", UNLOADED)]
-    if broken:
-        return _version_not_ready(model, broken[-1])
-    if not model.versions:
-        return _unknown(model.name)
-    return InferenceError(Code.NOT_FOUND, f"Request for unknown model: '{model.name}' has no available versions")
-
-
-def _version_not_ready(model: Model, version: Version) -> InferenceError:
-    if version.reason in ("", UNLOADED):
-        text = f"Request for unknown model: '{model.name}' version {version.number} is not at ready state"
-        return InferenceError(Code.UNAVAILABLE, text)
-    return InferenceError(
-        Code.UNAVAILABLE, f"model '{model.name}' version {version.number} {version.state.value}: {version.reason}"
-    )

@@ -228,7 +228,8 @@ class Scheduler:
                 Code.RESOURCE_EXHAUSTED,
                 f"is busy: {MOST_WAITING} requests wait for it, which is the limit; try again later",
             )
-        if self.held_bytes + job.size > self._most_bytes:
+        # One by itself is for the limit of all models to refuse.
+        if self.held_bytes and self.held_bytes + job.size > self._most_bytes:
             raise self._refused(
                 job,
                 Code.RESOURCE_EXHAUSTED,

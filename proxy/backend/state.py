@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from proxy.backend.errors import Code, InferenceError
 from proxy.backend.loaded import Loaded
 from proxy.backend.scheduler import Scheduler
 
@@ -158,3 +159,30 @@ def entries(name: str, model: Model | None, ready_only: bool) -> list[IndexEntry
 def _entry(model: Model, version: Version) -> IndexEntry:
     reason = version.reason or (model.reason if version.state is State.READY else "")
     return IndexEntry(model.name, str(version.number), version.state.name, reason)
+
+
+def unknown(name: str) -> InferenceError:
+    return InferenceError(Code.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+
+
+def not_ready(model: Model) -> InferenceError:
+    """No version of it is ready."""
+    if model.loading:
+        return InferenceError(Code.UNAVAILABLE, f"model '{model.name}' {State.LOADING.value}")
+    if model.reason:
+        return InferenceError(Code.UNAVAILABLE, f"model '{model.name}' is not ready: {model.reason}")
+    broken = [one for _, one in sorted(model.versions.items()) if one.reason not in ("", UNLOADED)]
+    if broken:
+        return version_not_ready(model, broken[-1])
+    if not model.versions:
+        return unknown(model.name)
+    return InferenceError(Code.NOT_FOUND, f"Request for unknown model: '{model.name}' has no available versions")
+
+
+def version_not_ready(model: Model, version: Version) -> InferenceError:
+    if version.reason in ("", UNLOADED):
+        text = f"Request for unknown model: '{model.name}' version {version.number} is not at ready state"
+        return InferenceError(Code.UNAVAILABLE, text)
+    return InferenceError(
+        Code.UNAVAILABLE, f"model '{model.name}' version {version.number} {version.state.value}: {version.reason}"
+    )

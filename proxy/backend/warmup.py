@@ -23,7 +23,7 @@ from proxy.backend.execution import Output, run_decoupled, run_together
 from proxy.backend.protos import model_config_pb2 as pb
 from proxy.backend.runtimes import Instance, Runtime
 from proxy.backend.spec import Device, ModelSpec
-from proxy.backend.tensors import BYTES, DataType
+from proxy.backend.tensors import BF16, BYTES, DataType
 
 _log = logging.getLogger("tensorgate.backend")
 _FOLDER = "warmup"
@@ -101,10 +101,20 @@ def _data(label: str, given: pb.ModelWarmup.Input, datatype: DataType, size: int
     if kind == "input_data_file":
         return _read(label, given.input_data_file, datatype, size, folder)
     if kind == "random_data" and datatype is not BYTES:
-        return np.random.default_rng(size).bytes(size)
+        return _random(datatype, size)
     if kind in ("zero_data", "random_data"):
         return bytes(size)
     raise LoadError(f"{label}: has no data; give zero_data, random_data or input_data_file")
+
+
+def _random(datatype: DataType, size: int) -> bytes:
+    """Any bits, but no floating-point number that a client wouldn't send either, as NaN."""
+    random = np.random.default_rng(size)
+    if datatype.dtype.kind == "f":
+        return random.random(size // datatype.size).astype(datatype.dtype).tobytes()
+    if datatype is BF16:
+        return (random.random(size // 2, np.float32).view(np.uint32) >> 16).astype("<u2").tobytes()
+    return random.bytes(size)
 
 
 def _read(label: str, name: str, datatype: DataType, size: int, folder: Path) -> bytes:

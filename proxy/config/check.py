@@ -99,10 +99,8 @@ def warnings(settings: Settings, now: datetime | None = None) -> list[str]:
     if settings.tls.ca_file is not None:
         for certificate in pem.read_certificates(settings.tls.ca_file):
             found += _expiry_warnings("tls.ca_file", "CA", certificate, now)
-    if settings.model_repository_path is not None and not _has_folder(settings.model_repository_path):
-        found.append(
-            f"model_repository_path: {settings.model_repository_path} holds no model; each model is a folder in it"
-        )
+    if settings.model_repository_path is not None:
+        found += _repository_warnings(settings.model_repository_path, settings)
     if settings.http_port is not None:
         found.append(f"http_port: {settings.http_port} is not served in this version; gRPC on grpc_port is")
     if settings.upstream is not None and settings.upstream.http is not None:
@@ -152,6 +150,23 @@ def _expiry_warnings(key: str, what: str, certificate: x509.Certificate, now: da
     verb = "expired" if end < now else "expires"
     remaining = pem.remaining_text(certificate, now)
     return [f"{key}: the {what} certificate {subject} {verb} on {end:%Y-%m-%d %H:%M} UTC ({remaining}); replace it"]
+
+
+def _repository_warnings(path: Path, settings: Settings) -> list[str]:
+    found = []
+    if not _has_folder(path):
+        found.append(f"model_repository_path: {path} holds no model; each model is a folder in it")
+    found += [
+        f"backend.load_models: {name} is not a folder in {path}, so it is not loaded; add it, or remove the name"
+        for name in settings.backend.load_models
+        if name != "*" and not os.path.isdir(path / name)  # also where the name is too long for a file
+    ]
+    if settings.backend.model_control_mode == "explicit" and settings.tls.client_auth != "require":
+        found.append(
+            "backend.model_control_mode: explicit lets clients load and unload models, also from files that they send, "
+            f"with code that is run; tls.client_auth is {settings.tls.client_auth}, so anybody can: set it to require"
+        )
+    return found
 
 
 def _key_mode_warnings(path: Path) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from proxy.config.fields import Key, Section, keys
-from proxy.config.model import Leaf, Settings, holds_key_material, leaves
+from proxy.config.fields import Key, Parse, Section, keys
+from proxy.config.model import Address, Leaf, Settings, holds_key_material, leaves
 
 _SHOWN_MAX = 60
 
@@ -109,6 +109,8 @@ def validate(leaf: Leaf, value: object, origin: str) -> tuple[Any, str | None]:
         return None, None if field.nullable else f"{leaf.key}: has no value; {wanted(leaf)}, or remove the key"
     if isinstance(value, str) and field.annotation is bool:
         value = value.strip().lower()
+    if field.parse is not None and field.parse.many:
+        return _validate_items(leaf, field.parse, value, whence)
     try:
         return (_adapter(field).validate_python(value) if field.parse is None else field.parse.read(value)), None
     except ValidationError as error:
@@ -116,6 +118,19 @@ def validate(leaf: Leaf, value: object, origin: str) -> tuple[Any, str | None]:
     except ValueError as fault:
         reason = str(fault)
     return None, f"{leaf.key}: {shown(value)}{whence} {reason}"
+
+
+def _validate_items(leaf: Leaf, parse: Parse, value: object, whence: str) -> tuple[tuple[Any, ...] | None, str | None]:
+    items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(items, list):
+        return None, f"{leaf.key}: {shown(value)}{whence} is not a list; {wanted(leaf)}"
+    typed = []
+    for item in items:
+        try:
+            typed.append(parse.read(item))
+        except ValueError as fault:
+            return None, f"{leaf.key}: {shown(item)}{whence} {fault}"
+    return tuple(typed), None
 
 
 def _adapter(field: Key) -> TypeAdapter[Any]:
@@ -163,8 +178,10 @@ def wanted(leaf: Leaf) -> str:
 
 
 def _noun(leaf: Leaf) -> str:
-    if leaf.key.endswith(("address", ".grpc", ".http")):
+    if leaf.field.annotation is Address:
         return "an address such as 127.0.0.1:9001"
+    if leaf.field.parse is not None and leaf.field.parse.many:
+        return "a list such as [one, two]"
     return "the path of a folder" if leaf.key == "model_repository_path" else "the path of a file"
 
 

@@ -23,9 +23,13 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Parse:
-    """How a value is read that is neither a number, nor a truth value, nor a choice. ValueError says what is wrong."""
+    """How a value is read that is neither a number, nor a truth value, nor a choice. ValueError says what is wrong.
+
+    many: the value is a list of what `read` reads, or a text with commas in between, and becomes a tuple.
+    """
 
     read: Callable[[object], Any]
+    many: bool = False
 
 
 def Field(

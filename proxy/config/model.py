@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from proxy.config.fields import Bounds, Field, Key, Parse, Section, keys
 
+_MODEL_NAME_MAX = 255
 _UNIX_PATH_MAX = 107  # sockaddr_un.sun_path holds 108 bytes with the final zero
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 
@@ -113,6 +114,13 @@ def _as_dialled_address(value: object) -> Address:
     return address
 
 
+def _as_scraped_address(value: object) -> Address:
+    address = _as_address(value)
+    if address.is_unix:
+        raise ValueError("is a unix socket, which Prometheus does not read; write HOST:PORT or [IPV6]:PORT")
+    return address
+
+
 def _as_host(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("is not a host; give a name or an IP address in quotes, or '' for all")
@@ -140,18 +148,45 @@ def _as_path(value: object) -> Path:
     return Path(value)
 
 
+def _as_model_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("is not a model's name; give a name as text, in quotes where it looks like a number")
+    plain = value.isprintable() and "/" not in value and not value.startswith(".")
+    if not plain or not 1 <= len(value) <= _MODEL_NAME_MAX or holds_key_material(value):
+        raise ValueError("is not a model's name; give the name of its folder in model_repository_path, or '*' for all")
+    return value
+
+
 def holds_key_material(text: str) -> bool:
     """True for text that may itself be a key (PEM, or its base64) and so must not be repeated anywhere."""
     return "-----BEGIN" in text or re.fullmatch(r"\s*MI[A-Za-z0-9+/=\s]{60,}", text) is not None
 
 
 ListenAddress = Annotated[Address, Parse(_as_address)]
+ScrapedAddress = Annotated[Address, Parse(_as_scraped_address)]
 DialAddress = Annotated[Address, Parse(_as_dialled_address)]
 Host = Annotated[str, Parse(_as_host)]
 FilePath = Annotated[Path, Parse(_as_path)]
+ModelNames = Annotated[tuple[str, ...], Parse(_as_model_name, many=True)]
 Count = int
 Seconds = float
 Port = Annotated[int, Bounds(ge=0, le=65535)]
+
+
+class Backend(Section):
+    """The embedded backend, which model_repository_path starts."""
+
+    model_control_mode: Literal["none", "poll", "explicit"] = Field(
+        default="none", description="models loaded: all at the start, as the folder changes, or as clients ask"
+    )
+    repository_poll: Seconds = Field(
+        default=15.0, ge=0.1, le=86_400, description="seconds between two looks at the folder, in mode poll"
+    )
+    load_models: ModelNames = Field(default=(), description="loaded at the start in mode explicit; '*': all")
+    metrics: ScrapedAddress | None = Field(default=None, description="HTTP: /metrics of the models, for Prometheus")
+    memory_limit_bytes: Count | None = Field(
+        default=None, ge=1_048_576, le=17_592_186_044_416, description="of messages held at once; default 1/4 of memory"
+    )
 
 
 class Upstream(Section):
@@ -231,6 +266,7 @@ class Settings(Section):
     """Everything `tensorgate serve` needs to know. `proxy.config.load.load` builds it."""
 
     model_repository_path: FilePath | None = Field(default=None, description="models for the embedded backend")
+    backend: Backend = Backend()
     upstream: Upstream | None = None
     host: Host = Field(default="", description="public address; empty: all, IPv4 and IPv6")
     grpc_port: Port = Field(default=8001, description="public port for gRPC over TLS; 0: any free one")
@@ -287,6 +323,19 @@ def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def value_text(value: object) -> str:
+    """A typed value as it may be written in the file; "not set" for None."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(value)}]"
+    return str(value) if str(value) else "''"
+
+
 def coherence_faults(values: Mapping[str, Any], wrong: Container[str] = ()) -> list[str]:
     """Faults between keys that are each right by themselves.
 
@@ -294,6 +343,7 @@ def coherence_faults(values: Mapping[str, Any], wrong: Container[str] = ()) -> l
     """
     return [
         *_backend_faults(values, wrong),
+        *_embedded_faults(values, wrong),
         *_client_auth_faults(values),
         *_workers_faults(values),
         *_same_port_faults(values),
@@ -317,6 +367,24 @@ def _backend_faults(values: Mapping[str, Any], wrong: Container[str]) -> list[st
     return []
 
 
+def _embedded_faults(values: Mapping[str, Any], wrong: Container[str]) -> list[str]:
+    if values.get("model_repository_path") is None and "model_repository_path" not in wrong:
+        # By value: a key that is given with its default asks for nothing.
+        return [
+            f"{leaf.key}: {value_text(values[leaf.key])} is for the embedded backend, which only model_repository_path "
+            "starts; set that, or remove the key"
+            for leaf in leaves(Backend, "backend.")
+            if leaf.key in values and values[leaf.key] != leaf.field.get_default()
+        ]
+    names, mode = values.get("backend.load_models"), values.get("backend.model_control_mode", "explicit")
+    if names and mode != "explicit":
+        return [
+            f"backend.load_models: {value_text(names)} is for backend.model_control_mode explicit, and that is {mode}; "
+            "set it to explicit, or remove the key"
+        ]
+    return []
+
+
 def _client_auth_faults(values: Mapping[str, Any]) -> list[str]:
     mode = values.get("tls.client_auth", "none")
     if mode == "none" or "tls.ca_file" not in values or values["tls.ca_file"] is not None:
@@ -335,10 +403,11 @@ def _workers_faults(values: Mapping[str, Any]) -> list[str]:
 
 def _same_port_faults(values: Mapping[str, Any]) -> list[str]:
     host = values.get("host", "")
-    admin = values.get("admin.address")
     listeners = [(key, host, values[key]) for key in ("grpc_port", "http_port") if values.get(key)]
-    if admin is not None and not admin.is_unix and admin.port:
-        listeners.append(("admin.address", admin.host, admin.port))
+    for key in ("admin.address", "backend.metrics"):
+        private = values.get(key)
+        if private is not None and not private.is_unix and private.port:
+            listeners.append((key, private.host, private.port))
     faults = []
     for index, (key, address, port) in enumerate(listeners):
         for other, other_address, other_port in listeners[:index]:

@@ -15,12 +15,18 @@ _EVERY = ("0.0.0.0", "::")  # noqa: S104  (the public side listens on every addr
 
 def port_faults(settings: Settings) -> list[str]:
     """One line for each listening address that cannot be bound now; [] when all can. Nothing stays bound."""
-    admin = settings.admin.address
+    admin, metrics = settings.admin.address, settings.backend.metrics
     hosts = [settings.host] if settings.host else list(_EVERY)
     faults = _tcp_faults("grpc_port", "host", hosts, settings.grpc_port, "--grpc-port N")
     if admin.is_unix:
-        return faults + _unix_faults("admin.address", Path(admin.path))
-    return faults + _tcp_faults("admin.address", "admin.address", [admin.host], admin.port, "--admin-address HOST:PORT")
+        faults += _unix_faults("admin.address", Path(admin.path))
+    else:
+        key, flag = "admin.address", "--admin-address HOST:PORT"
+        faults += _tcp_faults(key, key, [admin.host], admin.port, flag)
+    if metrics is not None:
+        key = "backend.metrics"
+        faults += _tcp_faults(key, key, [metrics.host], metrics.port, "")
+    return faults
 
 
 def _tcp_faults(key: str, host_key: str, hosts: list[str], port: int, flag: str) -> list[str]:
@@ -62,11 +68,12 @@ def _bind_error(family: int, address: tuple[str, int]) -> OSError | None:
 
 
 def _bind_fault(key: str, host_key: str, host: str, port: int, flag: str, error: OSError) -> str:
+    choice = f"{key} or {flag}" if flag else key
     if error.errno == errno.EADDRINUSE:
-        return f"{key}: port {port} is in use; stop what listens there, or choose another with {key} or {flag}"
+        return f"{key}: port {port} is in use; stop what listens there, or choose another with {choice}"
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
-            f"{key}: port {port} needs privileges (below 1024); choose another with {key} or {flag}, "
+            f"{key}: port {port} needs privileges (below 1024); choose another with {choice}, "
             "or give the process CAP_NET_BIND_SERVICE"
         )
     if error.errno == errno.EADDRNOTAVAIL:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from proxy.config import pem
 from proxy.config.load import Loaded
-from proxy.config.model import Settings, flatten, leaves
+from proxy.config.model import Settings, flatten, leaves, value_text
 
 _VALUE_WIDTH = 24  # a longer value, a path most likely, shifts its own line only
 
@@ -43,20 +43,10 @@ def verdict(settings: Settings) -> str:
 def _keys(loaded: Loaded) -> list[str]:
     values = flatten(loaded.settings)
     meanings = {leaf.key: leaf.field.description for leaf in leaves()}
-    rows = [(key, _value(values[key]), loaded.origins.get(key, "default")) for key in meanings if key in values]
+    rows = [(key, value_text(values[key]), loaded.origins.get(key, "default")) for key in meanings if key in values]
     first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
     second = min(second, _VALUE_WIDTH)
     return [f"  {key:<{first}}  {value:<{second}}  {origin:<{third}}  {meanings[key]}" for key, value, origin in rows]
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "not set"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value) if str(value) else "''"
 
 
 def _certificates(settings: Settings, now: datetime) -> list[str]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from proxy.config.model import Address
+from proxy.config.model import Address, Backend
 from proxy.spawn import spawn
 
 _log = logging.getLogger("tensorgate")
@@ -28,8 +28,9 @@ _STOP_SECONDS = 5.0
 class EmbeddedBackend:
     """`address` is where it listens, from `start` on."""
 
-    def __init__(self, repository: Path, log_level: str) -> None:
+    def __init__(self, repository: Path, settings: Backend, log_level: str) -> None:
         self._repository = repository
+        self._settings = settings
         self._log_level = log_level
         self._folder = Path(tempfile.mkdtemp(prefix="tensorgate-"))  # mode 0700
         self.address = Address(path=str(self._folder / "backend.sock"))
@@ -69,6 +70,7 @@ class EmbeddedBackend:
             "--exit-on-stdin-eof",
             "--log-level",
             self._log_level,
+            *_flags(self._settings),
             stdin=asyncio.subprocess.PIPE,
             # Ctrl-C and a service manager's signal go to the whole group: the gate drains first and then ends it.
             start_new_session=True,
@@ -91,6 +93,24 @@ class EmbeddedBackend:
                 await self._launch()
             except OSError as error:  # no memory, no file descriptor: perhaps later
                 _log.error("the embedded backend can't be started: %s", error)
+
+
+def _flags(settings: Backend) -> list[str]:
+    """The settings as flags of `tensorgate backend`."""
+    flags = [
+        f"--model-control-mode={settings.model_control_mode}",
+        f"--repository-poll-secs={settings.repository_poll!r}",
+        # In one word each: a name may begin with a dash.
+        *(f"--load-model={name}" for name in settings.load_models),
+    ]
+    if settings.metrics is not None:
+        flags.append(f"--metrics={settings.metrics}")
+        if not settings.metrics.is_loopback:
+            # Opens nothing else: the other address is a unix socket in a folder of this user's.
+            flags.append("--insecure-any-address")
+    if settings.memory_limit_bytes is not None:
+        flags.append(f"--memory-limit-bytes={settings.memory_limit_bytes}")
+    return flags
 
 
 def _exit(code: int) -> str:

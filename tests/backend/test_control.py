@@ -313,6 +313,19 @@ async def test_names_that_clients_choose_are_bounded(repository: Repository, mon
     assert "2 models that are not in the repository" in says
     await repository.load_model("a", CONFIG, {"1/model.py": answers(5).encode()})
     assert await ask(repository, "a") == 5
+    await repository.unload_model("b")
+    await repository.load_model("c", CONFIG, files)
+    assert await ask(repository, "c") == 1
+    assert "b" not in repository.models
+
+
+async def test_names_that_came_to_nothing_are_in_nobodys_way(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.backend.repository._MOST_UNLISTED", 2)
+    for number in range(5):
+        await refused(repository, f"x{number}", Code.INVALID_ARGUMENT, CONFIG, {"1/model.py": BROKEN.encode()})
+    assert [name for name in repository.models if name[0] == "x"] == ["x3", "x4"]
 
 
 async def test_versions_that_clients_choose_are_bounded(

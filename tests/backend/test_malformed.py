@@ -106,7 +106,7 @@ CASES: dict[str, tuple[str, list[bytes], str, list[str]]] = {
     "length 2**32-1": (echo("BYTES", "[1]"), [b"\xff\xff\xff\xff"], BAD, ["element 0", "4294967295", "only 0"]),
     "2**62 strings": (echo("BYTES", f"[{2**62}]"), [b""], BAD, [str(2**62)]),
     "text that is none": (
-        'model_name: "text" inputs { name: "IN" datatype: "BYTES" shape: 1 }',
+        'model_name: "text" inputs { name: "IN" datatype: "BYTES" shape: [1, 1] }',
         [elements(b"\xff")],
         BAD,
         ["'IN'", "UTF-8"],

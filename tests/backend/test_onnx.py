@@ -225,6 +225,13 @@ def test_options_for_cuda() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["user_compute_stream", "gpu_external_alloc"])
+async def test_options_for_cuda_that_are_addresses(models: Models, name: str) -> None:
+    cuda = f'gpu_execution_accelerator {{ name: "cuda" parameters {{ key: "{name}" value: "1" }} }}'
+    says = await models.refused(f"optimization {{ execution_accelerators {{ {cuda} }} }}")
+    assert f"{name} is an address in the process" in says
+
+
 async def test_batches_are_run_by_the_graph(models: Models) -> None:
     loaded = await models.load(None)
     with pytest.raises(Exception, match="batch is 5, model 'm' takes 1 to 4"):

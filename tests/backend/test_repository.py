@@ -237,12 +237,21 @@ async def test_no_call_fails_while_a_model_is_reloaded(repository: Repository) -
     assert await ask(repository, "m") == 21
 
 
-async def test_what_was_accepted_is_run_by_the_version_that_accepted_it(repository: Repository) -> None:
+BATCHED = "max_batch_size: 2 dynamic_batching { } " + NUMBER_TO_NUMBER.replace("dims: 1", "dims: [ ]")
+WAITS_BATCHED = WAITS.replace('int(batch["IN"][0])', 'int(batch["IN"].flat[0])')
+
+
+@pytest.mark.parametrize(("code", "config"), [(WAITS, NUMBER_TO_NUMBER), (WAITS_BATCHED, BATCHED)])
+async def test_what_was_accepted_is_run_by_the_version_that_accepted_it(
+    repository: Repository, code: str, config: str
+) -> None:
     rendezvous.reset()
-    model = write(repository.path / "waits", WAITS)
+    model = write(repository.path / "waits", code, config)
     await repository.poll()
-    waiting = [asyncio.create_task(ask(repository, "waits", sent=number)) for number in (1, 2, 3)]
+    waiting = [asyncio.create_task(ask(repository, "waits", sent=1))]
     await until(lambda: rendezvous.ran == [1])
+    waiting += [asyncio.create_task(ask(repository, "waits", sent=number)) for number in (2, 3)]
+    await asyncio.sleep(0)
     write(model, answers(9))
     await repository.poll()
     assert await ask(repository, "waits") == 9
@@ -255,8 +264,7 @@ async def test_what_was_accepted_is_run_by_the_version_that_accepted_it(reposito
 
 async def test_what_still_waits_at_the_end_is_told(repository: Repository) -> None:
     rendezvous.reset()
-    batched = "max_batch_size: 2 dynamic_batching { } " + NUMBER_TO_NUMBER.replace("dims: 1", "dims: [ ]")
-    model = write(repository.path / "waits", WAITS.replace('int(batch["IN"][0])', 'int(batch["IN"].flat[0])'), batched)
+    model = write(repository.path / "waits", WAITS_BATCHED, BATCHED)
     await repository.poll()
     first = asyncio.create_task(ask(repository, "waits", sent=1))
     await until(lambda: rendezvous.ran == [1])
@@ -275,7 +283,10 @@ async def test_what_still_waits_at_the_end_is_told(repository: Repository) -> No
     assert rendezvous.finalized == ["waits"]
 
 
-async def test_the_code_is_new_and_its_state_is_nobody_elses(repository: Repository) -> None:
+async def test_the_code_is_new_and_its_state_is_nobody_elses(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     code = """
 import numpy as np
 counted = 0
@@ -291,7 +302,7 @@ class Model:
     write(model, code % 1, config, version=2)
     await repository.poll()
     assert [await ask(repository, "counts", version) for version in ("1", "1", "2")] == [1, 2, 1]
-    # The size and the second are the same: a compiled copy would be taken for current.
+    # The size and the second are the same: a compiled copy would be taken for current, if there were one.
     written = (model / "1/model.py").stat()
     write(model, code % 5, config)
     os.utime(model / "1/model.py", ns=(written.st_atime_ns, written.st_mtime_ns + 1))
@@ -335,12 +346,17 @@ async def test_mode_none_looks_once(tmp_path: Path) -> None:
 
 
 async def test_bytes_of_requests_are_bounded(tmp_path: Path) -> None:
-    write(tmp_path / "m", answers(1))
-    repository = Repository(tmp_path, most_bytes_per_model=3)
+    rendezvous.reset()
+    write(tmp_path / "waits", WAITS)
+    repository = Repository(tmp_path, most_bytes_per_model=7)
     await repository.load()
-    with pytest.raises(InferenceError, match="limit of 3"):
-        await ask(repository, "m")
-    repository.close(timeout=10)
+    first = asyncio.create_task(ask(repository, "waits", sent=1))
+    await until(lambda: rendezvous.ran == [1])
+    with pytest.raises(InferenceError, match="holds 4 bytes of requests; 4 more would exceed its limit of 7"):
+        await ask(repository, "waits")
+    rendezvous.release.set()
+    assert await first == 1
+    await asyncio.to_thread(repository.close, 10)
 
 
 async def test_the_log_names_what_it_serves(repository: Repository, caplog: pytest.LogCaptureFixture) -> None:

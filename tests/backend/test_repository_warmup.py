@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from proxy.backend.repository import Repository
@@ -141,6 +142,23 @@ async def test_a_model_without_batches_gets_each_request_alone(repository: Repos
     repository.find("m", "")
     lines = (repository.path / "m/1/ran").read_text().splitlines()
     assert [eval(line)[1] for line in lines] == [{"IN": ((2,), [0, 0])}] * 3
+
+
+@pytest.mark.parametrize("kind", ["FP16", "FP32", "FP64", "BF16"])
+async def test_random_numbers_are_numbers(repository: Repository, kind: str) -> None:
+    tensors = TENSORS.replace('"IN" data_type: TYPE_INT32', f'"IN" data_type: TYPE_{kind}')
+    text = tensors + sample(given("IN", f"TYPE_{kind}", "500", "random_data: true"))
+    write_model(repository.path, "m", text, {"1/model.py": RECORDS})
+    await repository.load()
+    repository.find("m", "")
+    ((_, batch),) = [eval(line) for line in (repository.path / "m/1/ran").read_text().splitlines()]
+    numbers = np.array(batch["IN"][1][0])
+    if kind == "BF16":
+        numbers = (numbers.astype("u4") << 16).view("f4")
+    assert numbers.shape == (500,)
+    assert numbers.min() >= 0
+    assert numbers.max() <= 1
+    assert len(set(numbers.tolist())) > 50
 
 
 DECOUPLED = """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from proxy.config.load import load
 from tests.peers import ROOT
 
 BAD = "nonsense: 1\n"
@@ -40,6 +41,24 @@ def test_faults_come_back_and_are_printed_once(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (78, "begun\n")
     assert done.stderr.startswith(FAULTS.format(tmp_path / "bad.yaml"))
     assert len(done.stderr.splitlines()) == 5
+
+
+def test_settings_come_back_as_they_were_read(place: Path) -> None:
+    config = place / "apart.yaml"
+    config.write_text(
+        "model_repository_path: models\ntls: {cert_file: server.pem, key_file: server.key}\n"
+        "backend: {model_control_mode: explicit, load_models: [simple, '*'], metrics: '[::1]:8002'}\n"
+    )
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom proxy.config.apart import load_apart\n"
+        "found = load_apart(Path(sys.argv[1]), {})\nprint('pydantic' in sys.modules, found.settings.backend)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(config)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"False {load(config, env={}).backend}\n"
+    assert "load_models=('simple', '*')" in done.stdout
 
 
 def test_without_a_process_to_be_had_it_is_checked_here(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.config.places import furnish, unprivileged
 TLS = "tls: {cert_file: server.pem, key_file: server.key}\n"
 BEHIND = "upstream: {grpc: '127.0.0.1:9001'}\n"
 GOOD = TLS + BEHIND
+EMBEDDED = TLS + "model_repository_path: models\n"
 
 
 def tls(**keys: str) -> str:
@@ -105,10 +106,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["tls.key_password: unknown key; known here: cert_file, key_file, ca_file, client_auth"]),
     "number as a key": (
         GOOD + "8001: grpc\n",
-        ["8001: is not a key (a key is text); known here: model_repository_path, upstream, host, grpc_port, http_port, tls, admin, limits, timeouts, drain, log, workers"]),
+        ["8001: is not a key (a key is text); known here: model_repository_path, backend, upstream, host, grpc_port, http_port, tls, admin, limits, timeouts, drain, log, workers"]),
     "key material as a key": (
         GOOD + "'-----BEGIN PRIVATE KEY-----': 1\n",
-        ["(key material): unknown key; known here: model_repository_path, upstream, host, grpc_port, http_port, tls, admin, limits, timeouts, drain, log, workers"]),
+        ["(key material): unknown key; known here: model_repository_path, backend, upstream, host, grpc_port, http_port, tls, admin, limits, timeouts, drain, log, workers"]),
     "policy": (
         GOOD + "policy: {default: deny}\n",
         ["policy: rules are not available in this version, and nothing is started, because a rule that is not enforced would be worse than none; remove the key"]),
@@ -157,6 +158,74 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "repository null and nothing else": (
         TLS + "model_repository_path:\n",
         ["model_repository_path: neither it nor upstream.grpc is set; give a folder of models to serve, or the address of a running server in upstream.grpc"]),
+    # the embedded backend
+    "backend without a repository": (
+        GOOD + "backend: {model_control_mode: poll, repository_poll: 2, load_models: [a, b], metrics: '127.0.0.1:8002', memory_limit_bytes: 2000000}\n",
+        ["backend.model_control_mode: poll is for the embedded backend, which only model_repository_path starts; set that, or remove the key",
+         "backend.repository_poll: 2 is for the embedded backend, which only model_repository_path starts; set that, or remove the key",
+         "backend.load_models: [a, b] is for the embedded backend, which only model_repository_path starts; set that, or remove the key",
+         "backend.metrics: 127.0.0.1:8002 is for the embedded backend, which only model_repository_path starts; set that, or remove the key",
+         "backend.memory_limit_bytes: 2000000 is for the embedded backend, which only model_repository_path starts; set that, or remove the key"]),
+    "startup models without mode explicit": (
+        EMBEDDED + "backend: {load_models: [a, b]}\n",
+        ["backend.load_models: [a, b] is for backend.model_control_mode explicit, and that is none; set it to explicit, or remove the key"]),
+    "startup models in mode poll": (
+        EMBEDDED + "backend: {load_models: '*', model_control_mode: poll}\n",
+        ["backend.load_models: [*] is for backend.model_control_mode explicit, and that is poll; set it to explicit, or remove the key"]),
+    "a wrong mode is one fault": (
+        EMBEDDED + "backend: {load_models: [a], model_control_mode: manual}\n",
+        ["backend.model_control_mode: 'manual' is not known here; give one of: none, poll, explicit"]),
+    "a wrong repository is one fault": (
+        TLS + "model_repository_path: 7\nbackend: {metrics: '127.0.0.1:8002'}\n",
+        ["model_repository_path: 7 is not a path; give the path of a file as text"]),
+    "list is a number": (
+        EMBEDDED + "backend: {load_models: 7}\n",
+        ["backend.load_models: 7 is not a list; give a list such as [one, two] (loaded at the start in mode explicit; '*': all)"]),
+    "list is a mapping": (
+        EMBEDDED + "backend: {load_models: {digits: 1}}\n",
+        ["backend.load_models: a mapping is not a list; give a list such as [one, two] (loaded at the start in mode explicit; '*': all)"]),
+    "list has no value": (
+        EMBEDDED + "backend: {load_models: }\n",
+        ["backend.load_models: has no value; give a list such as [one, two] (loaded at the start in mode explicit; '*': all), or remove the key"]),
+    "list with a number": (
+        EMBEDDED + "backend: {model_control_mode: explicit, load_models: [digits, 7]}\n",
+        ["backend.load_models: 7 is not a model's name; give a name as text, in quotes where it looks like a number"]),
+    "list with nothing": (
+        EMBEDDED + "backend: {model_control_mode: explicit, load_models: [digits, ~]}\n",
+        ["backend.load_models: null is not a model's name; give a name as text, in quotes where it looks like a number"]),
+    "list in a list": (
+        EMBEDDED + "backend: {model_control_mode: explicit, load_models: [[digits]]}\n",
+        ["backend.load_models: a list is not a model's name; give a name as text, in quotes where it looks like a number"]),
+    "list with a path": (
+        EMBEDDED + "backend: {model_control_mode: explicit, load_models: [digits, ../digits]}\n",
+        ["backend.load_models: '../digits' is not a model's name; give the name of its folder in model_repository_path, or '*' for all"]),
+    "list with a comma too many": (
+        EMBEDDED + "backend: {model_control_mode: explicit, load_models: 'digits,,simple'}\n",
+        ["backend.load_models: '' is not a model's name; give the name of its folder in model_repository_path, or '*' for all"]),
+    "list with a key in it": (
+        EMBEDDED + "backend: {model_control_mode: explicit, load_models: ['-----BEGIN PRIVATE KEY-----']}\n",
+        ["backend.load_models: this value is not a model's name; give the name of its folder in model_repository_path, or '*' for all"]),
+    "list with a key in it, as base64": (
+        EMBEDDED + f"backend: {{model_control_mode: explicit, load_models: [MI{'A' * 80}]}}\n",
+        ["backend.load_models: this value is not a model's name; give the name of its folder in model_repository_path, or '*' for all"]),
+    "metrics on a unix socket": (
+        EMBEDDED + "backend: {metrics: 'unix:/run/metrics.sock'}\n",
+        ["backend.metrics: 'unix:/run/metrics.sock' is a unix socket, which Prometheus does not read; write HOST:PORT or [IPV6]:PORT"]),
+    "metrics is a port": (
+        EMBEDDED + "backend: {metrics: 8002}\n",
+        ["backend.metrics: 8002 is not an address; write HOST:PORT, [IPV6]:PORT or unix:/path"]),
+    "memory with a unit": (
+        EMBEDDED + "backend: {memory_limit_bytes: 1G}\n",
+        ["backend.memory_limit_bytes: '1G' is not a whole number; give a whole number from 1048576 to 17592186044416"]),
+    "poll at once": (
+        EMBEDDED + "backend: {repository_poll: 0}\n",
+        ["backend.repository_poll: 0 is out of range; give seconds from 0.1 to 86400"]),
+    "backend is a text": (
+        EMBEDDED + "backend: embedded\n",
+        ["backend: 'embedded' is not a mapping; give its keys on indented lines: model_control_mode, repository_poll, load_models, metrics, memory_limit_bytes"]),
+    "unknown in backend": (
+        EMBEDDED + "backend: {load_model: [a]}\n",
+        ["backend.load_model: unknown key; did you mean backend.load_models?"]),
     # addresses
     "address without a port": (
         TLS + "upstream: {grpc: triton}\n",
@@ -289,6 +358,12 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "same port on the same host": (
         GOOD + "host: 127.0.0.1\ngrpc_port: 9090\n",
         ["admin.address: port 9090 is taken by grpc_port as well; give each listener a port of its own"]),
+    "same port for metrics and admin": (
+        EMBEDDED + "backend: {metrics: '0.0.0.0:9090'}\n",
+        ["backend.metrics: port 9090 is taken by admin.address as well; give each listener a port of its own"]),
+    "same port for metrics and grpc": (
+        EMBEDDED + "backend: {metrics: '127.0.0.1:8001'}\n",
+        ["backend.metrics: port 8001 is taken by grpc_port as well; give each listener a port of its own"]),
     # TLS
     "auth is no": (
         tls(ca_file="ca.pem", client_auth="no"),

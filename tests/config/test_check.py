@@ -12,9 +12,10 @@ import pytest
 from cryptography import x509
 
 from proxy.config.check import expiries, warnings
-from proxy.config.load import load
+from proxy.config.load import load, resolve
 from proxy.config.model import Settings
 from proxy.config.ports import port_faults
+from proxy.config.report import lines
 from tests.config.places import unprivileged
 
 Make = Callable[[str], Settings]
@@ -99,6 +100,42 @@ def test_what_is_not_served_yet_and_an_empty_repository_are_warned_of(settings_o
     ]
 
 
+EXPLICIT = "model_repository_path: models\nbackend: {{model_control_mode: explicit, load_models: {}}}\n"
+CLIENTS = "tls: {cert_file: server.pem, key_file: server.key, ca_file: ca.pem, client_auth: %s}\n"
+
+
+def test_models_that_are_not_there_are_warned_of(settings_of: Make, place: Path) -> None:
+    settings = settings_of(EXPLICIT.format("[simple, gone, '*']") + CLIENTS % "require")
+    assert warnings(settings) == [
+        f"backend.load_models: gone is not a folder in {place}/models, so it is not loaded; add it, or remove the name"
+    ]
+
+
+def test_a_name_too_long_for_a_folder_is_not_there(settings_of: Make) -> None:
+    name = "\u6c49" * 255
+    (found,) = warnings(settings_of(EXPLICIT.format(name) + CLIENTS % "require"))
+    assert found.startswith(f"backend.load_models: {name} is not a folder in ")
+
+
+def test_the_report_shows_a_list_as_it_may_be_written(place: Path) -> None:
+    config = place / "gate.yaml"
+    for text, shown in (("simple, '*'", "[simple, *]"), ("", "[]")):
+        config.write_text(EXPLICIT.format(f"[{text}]") + CLIENTS % "require")
+        rows = [line.split("  ") for line in lines(config, resolve(config, env={}), [])]
+        (row,) = [row for row in rows if "backend.load_models" in row]
+        assert [cell.strip() for cell in row if cell] == [
+            "backend.load_models", shown, "file", "loaded at the start in mode explicit; '*': all"
+        ]
+
+
+@pytest.mark.parametrize("mode", ["none", "optional"])
+def test_anybody_loading_models_is_warned_of(mode: str, settings_of: Make) -> None:
+    assert warnings(settings_of(EXPLICIT.format("simple") + CLIENTS % mode)) == [
+        "backend.model_control_mode: explicit lets clients load and unload models, also from files that they send, "
+        f"with code that is run; tls.client_auth is {mode}, so anybody can: set it to require"
+    ]
+
+
 @pytest.fixture
 def taken() -> Iterator[Callable[[int, str], int]]:
     """`taken(family, host)` listens on a free port until the end of the test and returns it."""
@@ -128,6 +165,15 @@ def test_every_port_in_use_is_named_with_its_key_and_the_remedy(settings_of: Mak
         f"admin.address: port {admin} is in use; stop what listens there, "
         "or choose another with admin.address or --admin-address HOST:PORT",
     ]
+
+
+def test_the_port_of_the_models_metrics_is_looked_at_too(settings_of: Make, taken: Taken) -> None:
+    port = taken(socket.AF_INET, "127.0.0.1")
+    rest = "grpc_port: 0\nadmin: {address: '127.0.0.1:0'}\nmodel_repository_path: models\n"
+    assert port_faults(settings_of(f"{rest}backend: {{metrics: '127.0.0.1:{port}'}}\n")) == [
+        f"backend.metrics: port {port} is in use; stop what listens there, or choose another with backend.metrics"
+    ]
+    assert port_faults(settings_of(f"{rest}backend: {{metrics: '127.0.0.1:0'}}\n")) == []
 
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])

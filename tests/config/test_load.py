@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.config.load import ConfigError, load, resolve
-from proxy.config.model import Address, Settings, Tls, Upstream, flatten, leaves
+from proxy.config.model import Address, Backend, Settings, Tls, Upstream, flatten, leaves
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GOOD = "tls: {cert_file: server.pem, key_file: server.key}\nupstream: {grpc: '127.0.0.1:9001'}\n"
@@ -53,6 +53,11 @@ def test_defaults_are_those_of_the_documentation(place: Path) -> None:
     settings = load(write(place, GOOD), env={})
     assert without(settings, "tls", "upstream") == {
         "model_repository_path": None,
+        "backend.model_control_mode": "none",
+        "backend.repository_poll": 15.0,
+        "backend.load_models": (),
+        "backend.metrics": None,
+        "backend.memory_limit_bytes": None,
         "host": "",
         "grpc_port": 8001,
         "http_port": None,
@@ -95,6 +100,11 @@ def test_flags_beat_environment_beats_file(place: Path) -> None:
 
 EXAMPLES: dict[str, Any] = {
     "model_repository_path": None,
+    "backend.model_control_mode": ("poll", "poll"),
+    "backend.repository_poll": ("0.5", 0.5),
+    "backend.load_models": ("digits, simple", ("digits", "simple")),
+    "backend.metrics": ("[::1]:8002", Address("::1", 8002)),
+    "backend.memory_limit_bytes": ("2000000", 2_000_000),
     "upstream.grpc": ("10.0.0.1:9001", Address("10.0.0.1", 9001)),
     "upstream.http": ("unix:/run/triton.sock", Address(path="/run/triton.sock")),
     "host": ("::1", "::1"),
@@ -123,12 +133,58 @@ def test_every_key_can_be_set_by_its_environment_variable(key: str, place: Path)
         text, value = "1.5", 1.5
     variable = "TENSORGATE_" + key.upper().replace(".", "__")
     tls = "tls: {cert_file: server.pem, key_file: server.key, ca_file: ca.pem}\n"
-    config = write(place, tls if key == "model_repository_path" else tls + "upstream: {grpc: 'a:1'}\n")
+    behind = "upstream: {grpc: 'a:1'}\n"
+    if key == "backend.load_models":
+        behind = "model_repository_path: models\nbackend: {model_control_mode: explicit}\n"
+    elif key.startswith("backend."):
+        behind = "model_repository_path: models\n"
+    config = write(place, tls if key == "model_repository_path" else tls + behind)
     loaded = resolve(config, {variable: text})
     section, _, name = key.rpartition(".")
     holder: Any = getattr(loaded.settings, section) if section else loaded.settings
     assert getattr(holder, name) == value
     assert loaded.origins[key] == f"environment {variable}"
+
+
+EXPLICIT = (
+    "tls: {cert_file: server.pem, key_file: server.key}\n"
+    "model_repository_path: models\n"
+    "backend: {model_control_mode: explicit, load_models: %s}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[digits, simple]", ("digits", "simple")),
+        ("['a,b', '7', '-x', 'two words']", ("a,b", "7", "-x", "two words")),
+        ("['*']", ("*",)),
+        ("digits", ("digits",)),
+        ("'digits, simple'", ("digits", "simple")),
+        ("[]", ()),
+    ],
+)
+def test_a_list_is_read(text: str, names: tuple[str, ...], place: Path) -> None:
+    assert load(write(place, EXPLICIT % text), env={}).backend.load_models == names
+
+
+def test_a_list_in_the_environment_replaces_that_of_the_file(place: Path) -> None:
+    config, variable = write(place, EXPLICIT % "[digits, simple]"), "TENSORGATE_BACKEND__LOAD_MODELS"
+    loaded = resolve(config, {variable: "*"})
+    assert loaded.settings.backend.load_models == ("*",)
+    assert loaded.origins["backend.load_models"] == f"environment {variable}"
+    assert load(config, {variable: ""}).backend.load_models == ("digits", "simple")
+    with pytest.raises(ConfigError) as caught:
+        load(config, {variable: "digits,.hidden"})
+    assert caught.value.faults == [
+        f"backend.load_models: '.hidden' (from {variable}) is not a model's name; give the name of its folder in "
+        "model_repository_path, or '*' for all"
+    ]
+
+
+def test_what_is_for_the_embedded_backend_may_be_written_with_its_default_elsewhere(place: Path) -> None:
+    default = "backend: {model_control_mode: none, repository_poll: 15, load_models: [], metrics: }\n"
+    assert load(write(place, GOOD + default), env={}).backend == Backend()
 
 
 def test_environment_alone_can_name_the_upstream(place: Path) -> None:
@@ -221,7 +277,12 @@ def test_settings_are_frozen_and_checked_without_a_file_too() -> None:
     settings = Settings(**upstream, tls=tls)
     with pytest.raises(AttributeError):
         settings.grpc_port = 1  # type: ignore[misc]
-    for wrong in ({}, {**upstream, "model_repository_path": Path("/m")}, {**upstream, "workers": 2}):
+    for wrong in (
+        {},
+        {**upstream, "model_repository_path": Path("/m")},
+        {**upstream, "workers": 2},
+        {**upstream, "backend": Backend(model_control_mode="poll")},
+    ):
         with pytest.raises(ValueError):
             Settings(**wrong, tls=tls)
     with pytest.raises(ValueError):

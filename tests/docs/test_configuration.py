@@ -28,6 +28,7 @@ TYPES: dict[str, set[Any]] = {
     "bytes": {int},
     "seconds": {float},
     "true or false": {bool},
+    "list": {tuple},
 }
 STEP = {int: 1, float: 0.001}
 
@@ -43,6 +44,8 @@ def kind(leaf: Leaf) -> Any:
     annotation = leaf.field.annotation
     if get_origin(annotation) is Literal:
         return Literal
+    if get_origin(annotation) is tuple:
+        return tuple
     members = [member for member in get_args(annotation) if member is not type(None)]
     bare = members[0] if members else annotation
     return get_args(bare)[0] if hasattr(bare, "__metadata__") else bare
@@ -61,11 +64,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, authority: Authority, server
 
 
 @pytest.fixture
-def config(tmp_path: Path, place: dict[str, Path]) -> Path:
-    """A settings file that is good."""
+def config(tmp_path: Path, place: dict[str, Path], key: str) -> Path:
+    """A settings file that is good, with the backend that `key` is for."""
     tls = {key: str(place[key]) for key in ("cert_file", "key_file", "ca_file")}
     file = tmp_path / "gate.yaml"
-    file.write_text(yaml.safe_dump({"upstream": {"grpc": "127.0.0.1:9001"}, "tls": tls}))
+    embedded = {"model_repository_path": str(place["model_repository_path"])}
+    behind = embedded if key.startswith("backend.") else {"upstream": {"grpc": "127.0.0.1:9001"}}
+    file.write_text(yaml.safe_dump({**behind, "tls": tls}))
     return file
 
 
@@ -83,6 +88,8 @@ def test_the_default_of(key: str) -> None:
     default = leaf.field.get_default()
     if default is None:
         assert said == "—"
+    elif isinstance(default, tuple):
+        assert yaml.safe_load(names(said)[0]) == list(default)
     elif isinstance(default, (bool, int, float)):
         assert yaml.safe_load(names(said)[0]) == default
     else:
@@ -110,9 +117,9 @@ def test_the_range_of(key: str, config: Path) -> None:
 
 
 def check_range(key: str, said: str, step: float, config: Path) -> None:
-    bounds = re.fullmatch(r"(above )?(\d+) to (\d+)", said)
+    bounds = re.fullmatch(r"(above )?(\d+|0\.\d+) to (\d+)", said)
     assert bounds is not None
-    least, most = int(bounds[2]), int(bounds[3])
+    least, most = yaml.safe_load(bounds[2]), int(bounds[3])
     if bounds[1]:
         assert not accepted(config, key, least)
         assert accepted(config, key, least + step)

@@ -17,6 +17,7 @@ _CUDA_CHOICES = {
     "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
     "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
 }
+_POINTERS = re.compile("user_compute_stream|external")
 _LEVELS = {0: "all", -1: "basic", 1: "extended", 2: "none"}
 
 
@@ -104,6 +105,8 @@ def cuda_options(config: pb.ModelConfig, index: int) -> dict[str, str]:
     options: dict[str, str] = {}
     for one in config.optimization.execution_accelerators.gpu_execution_accelerator:
         if one.name == "cuda":
+            if pointers := sorted(name for name in one.parameters if _POINTERS.search(name)):
+                raise LoadError(f"execution accelerator cuda: {pointers[0]} is an address in the process; remove it")
             options.update(one.parameters)
     given = {name: value.string_value for name, value in config.parameters.items()}
     for name, choices in _CUDA_CHOICES.items():

@@ -176,8 +176,9 @@ class Call(Stream):
     # -- what is held
 
     def _hold(self, size: int) -> None:
-        self._budget.take(size)
-        self._held += size
+        if not self._left:  # what a task still does for a caller that has left is never given back
+            self._budget.take(size)
+            self._held += size
 
     def give(self, size: int) -> None:
         """So many bytes of its messages are gone."""
@@ -210,8 +211,7 @@ class Call(Stream):
         """Send the only message, without waiting. What was received is taken to be gone. Raises InferenceError."""
         length = _length(pieces)
         self.release()
-        if not self._left:
-            self._hold(length)
+        self._hold(length)
         self._write(pieces, length)
 
     def _write(self, pieces: Sequence[Buffer], length: int) -> None:

@@ -25,7 +25,9 @@ from proxy.spawn import spawn
 
 MOST_IN_FLIGHT = 256  # requests of one stream that are worked on; the next one waits, and the client with it
 
-_RESPONSE_TAG = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
+_LONGEST_TEXT = 1024  # characters of an error
+
+_RESPONSE_FIELD = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 
 
 class StreamInfer:
@@ -62,15 +64,18 @@ class StreamInfer:
             del payload
             await self._infer(request, raw, call)
         except InferenceError as error:
-            told = pb.ModelStreamInferResponse(error_message=str(error))
-            told.infer_response.id = request.id
-            try:
-                await call.send((told.SerializeToString(),))
-            except InferenceError as full:  # not even for that is room; who waits for an answer must not do so for ever
-                call.end(full.code, str(full))
-                call.stop()
+            await self._tell(pb.ModelInferResponse(id=request.id), error, call)
         finally:
             call.give(size)
+
+    async def _tell(self, response: pb.ModelInferResponse, error: InferenceError, call: Call) -> None:
+        """A request has failed: that is its last response."""
+        told = pb.ModelStreamInferResponse(error_message=str(error)[:_LONGEST_TEXT], infer_response=response)
+        try:
+            await call.send((told.SerializeToString(),))
+        except InferenceError as full:  # not even for that is room; who waits for an answer must not do so for ever
+            call.end(full.code, str(full))
+            call.stop()
 
     async def _infer(self, request: pb.ModelInferRequest, raw: Sequence[Buffer], call: Call) -> None:
         loaded = self._repository.find(request.model_name, request.model_version)
@@ -79,13 +84,18 @@ class StreamInfer:
         wanted, parameters = asked(request, raw, call.deadline)
         empty_final = wants_empty_final_response(parameters)
         del raw
-        async with contextlib.aclosing(loaded.stream(wanted)) as answers:
-            del wanted
-            async for outputs in answers:
-                response = response_of(spec, request.id, parameters, outputs)
-                response.parameters[FINAL_RESPONSE].bool_param = not spec.decoupled
-                await call.send(_message(response, outputs))
-                del outputs
+        try:
+            async with contextlib.aclosing(loaded.stream(wanted)) as answers:
+                del wanted
+                async for outputs in answers:
+                    response = response_of(spec, request.id, parameters, outputs)
+                    response.parameters[FINAL_RESPONSE].bool_param = not spec.decoupled
+                    await call.send(_message(response, outputs))
+                    del outputs
+        except InferenceError as error:
+            # Unlike a fault of the request: who counts on the final response gets it here.
+            await self._tell(_empty_final(spec, request.id), error, call)
+            return
         if spec.decoupled and empty_final:
             await call.send(_message(_empty_final(spec, request.id), ()))
 
@@ -106,4 +116,4 @@ def _empty_final(spec: ModelSpec, request_id: str) -> pb.ModelInferResponse:
 
 
 def _message(response: pb.ModelInferResponse, outputs: Sequence[Output]) -> list[Buffer]:
-    return as_field(_RESPONSE_TAG, response_pieces(response, [output.data for output in outputs]))
+    return as_field(_RESPONSE_FIELD, response_pieces(response, [output.data for output in outputs]))
