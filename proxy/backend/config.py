@@ -46,7 +46,7 @@ ONNX_PARAMETERS = frozenset(
 _DONE = frozenset(
     (
         *("name", "platform", "backend", "version_policy", "max_batch_size", "dynamic_batching", "parameters"),
-        *("default_model_filename", "model_warmup", "model_transaction_policy"),
+        *("default_model_filename", "model_warmup", "model_transaction_policy", "response_cache"),
         *("input.name", "input.data_type", "input.dims", "input.reshape", "input.optional"),
         *("output.name", "output.data_type", "output.dims", "output.reshape", "output.label_filename"),
         *("instance_group.name", "instance_group.count", "instance_group.kind", "instance_group.gpus"),

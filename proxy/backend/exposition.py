@@ -76,6 +76,14 @@ NUMBERS = (
     Family(f"{_PREFIX}_model_held_bytes", "gauge", "Bytes of the requests that wait or run, per model."),
 )
 
+# Of models with `response_cache`.
+CACHE = (
+    Family("nv_cache_num_hits_per_model", "counter", "Number of cache hits per model"),
+    Family("nv_cache_num_misses_per_model", "counter", "Number of cache misses per model"),
+    Family("nv_cache_hit_duration_per_model", "counter", "Total cache hit duration per model, in microseconds"),
+    Family("nv_cache_miss_duration_per_model", "counter", "Total cache miss duration per model, in microseconds"),
+)
+
 UTILIZATION = Family("nv_cpu_utilization", "gauge", "CPU utilization rate [0.0 - 1.0]")
 MEMORY_TOTAL = Family("nv_cpu_memory_total_bytes", "gauge", "CPU total memory (RAM), in bytes")
 MEMORY_USED = Family("nv_cpu_memory_used_bytes", "gauge", "CPU used memory (RAM), in bytes")
@@ -104,14 +112,19 @@ class Exposition:
         """Parts of the text. Each version's numbers are of one moment; those of many are not all of the same."""
         failures = [_head(FAILURES)]
         numbers = [[_head(family)] for family in NUMBERS]
+        cached: list[list[str]] = [[] for _ in CACHE]
         began = monotonic_ns()
         for loaded in _loaded(self._repository):
             _add(loaded, failures, numbers)
+            if loaded.cache is not None:
+                _add_cached(loaded, cached)
             if monotonic_ns() - began >= _SLICE:
                 await asyncio.sleep(0)
                 began = monotonic_ns()
         parts = ["".join(self._own()).encode()]
-        for lines in (failures, *numbers):
+        # Triton has these only where there is a cache.
+        of_caches = [[_head(family), *lines] for family, lines in zip(CACHE, cached, strict=True) if lines]
+        for lines in (failures, *numbers, *of_caches):
             await asyncio.sleep(0)
             parts.append("".join(lines).encode())
         return parts
@@ -207,6 +220,14 @@ def _add(loaded: Loaded, failures: list[str], numbers: Sequence[list[str]]) -> N
         failures.append(f'{FAILURES.name}{{{model},reason="{reason}",{version}}} {count}\n')
     for family, lines, value in zip(NUMBERS, numbers, _values(scheduler), strict=True):
         lines.append(f"{family.name}{{{model},{version}}} {value}\n")
+
+
+def _add_cached(loaded: Loaded, cached: list[list[str]]) -> None:
+    hit, miss = loaded.scheduler.statistics.cache_hit, loaded.scheduler.statistics.cache_miss
+    labels = f'model="{escaped(loaded.spec.name)}",version="{loaded.spec.version}"'
+    values = (hit.count, miss.count, hit.ns // 1000, miss.ns // 1000)
+    for family, lines, value in zip(CACHE, cached, values, strict=True):
+        lines.append(f"{family.name}{{{labels}}} {value}\n")
 
 
 def _values(scheduler: Scheduler) -> tuple[int, ...]:

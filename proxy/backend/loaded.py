@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from time import monotonic_ns
 
 from proxy.backend.cache import ResponseCache, key_of
@@ -18,15 +17,14 @@ from proxy.backend.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """`config` is complete, as ModelConfig shows it. cache: where its responses are kept, if they are; under `number`,
-    which no other version has. Methods are for the event loop."""
+    """`config` is complete, as ModelConfig shows it. cache: where its responses are kept, if they are. Methods are for
+    the event loop."""
 
     spec: ModelSpec
     config: pb.ModelConfig
     scheduler: Scheduler
     shared_outputs: bool
     cache: ResponseCache | None = None
-    number: int = field(default_factory=count().__next__)
 
     async def infer(self, request: Request) -> Sequence[Output]:
         """The one answer to a request. Raises InferenceError, also for a decoupled model."""
@@ -52,7 +50,7 @@ class Loaded:
     async def _infer_cached(self, request: Request, cache: ResponseCache) -> Sequence[Output]:
         began = monotonic_ns()
         check(self.spec, request, shared_outputs=self.shared_outputs)  # a wrong request is answered as such each time
-        key = await key_of(self.number, request)
+        key = await key_of(self.scheduler.number, request)
         found = cache.get(key) if key is not None else None
         looked = monotonic_ns()
         if found is not None:

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from proxy.backend import config as configuration
 from proxy.backend import derive
+from proxy.backend.cache import ResponseCache
 from proxy.backend.control import write_files
 from proxy.backend.errors import LoadError, description
 from proxy.backend.loaded import Loaded
@@ -130,6 +131,7 @@ class Order:
     mark: bytes = b""
     unless: bytes | None = None
     most_bytes: int = 2**63
+    cache: ResponseCache | None = None
 
 
 @dataclass(slots=True)
@@ -192,7 +194,7 @@ def _make(order: Order, made: Made) -> None:
     if not available:
         raise LoadError(f"{order.name} holds no version directory; put the model's file into {order.name}/1")
     for index, number in enumerate(derive.choose_versions(config, available)):
-        _make_version(number, directory, config, order.most_bytes, made, say=index == 0)
+        _make_version(number, directory, config, order, made, say=index == 0)
 
 
 def _versions(directory: Path) -> list[int]:
@@ -203,10 +205,10 @@ def _versions(directory: Path) -> list[int]:
     return [int(name) for name in folders if VERSION.fullmatch(name)]
 
 
-def _make_version(number: int, directory: Path, base: pb.ModelConfig, most_bytes: int, made: Made, say: bool) -> None:
+def _make_version(number: int, directory: Path, base: pb.ModelConfig, order: Order, made: Made, say: bool) -> None:
     began = time.monotonic()
     try:
-        loaded = _start(number, directory / str(number), base, most_bytes, say)
+        loaded = _start(number, directory / str(number), base, order, say)
     except LoadError as error:
         made.faults[number] = _reason(error)
         _log.error("model %s version %s is not ready: %s", base.name, number, made.faults[number])
@@ -219,7 +221,7 @@ def _make_version(number: int, directory: Path, base: pb.ModelConfig, most_bytes
     _log.info("model %s version %s is loaded (%.1f s)", base.name, number, time.monotonic() - began)
 
 
-def _start(number: int, directory: Path, base: pb.ModelConfig, most_bytes: int, say: bool) -> Loaded:
+def _start(number: int, directory: Path, base: pb.ModelConfig, order: Order, say: bool) -> Loaded:
     config = pb.ModelConfig()
     config.CopyFrom(base)
     backend, file = derive.choose_backend(config, directory)
@@ -235,9 +237,10 @@ def _start(number: int, directory: Path, base: pb.ModelConfig, most_bytes: int, 
     derive.complete(config, backend, file)
     if config.model_warmup:
         runtime = Warmed(runtime, config, spec)
-    scheduler = Scheduler(spec, runtime, derive.devices(config), policy, ordered, most_bytes)
+    scheduler = Scheduler(spec, runtime, derive.devices(config), policy, ordered, order.most_bytes)
     scheduler.start()
-    return Loaded(spec, config, scheduler, runtime.shared_outputs)
+    cached = config.response_cache.enable and not spec.decoupled
+    return Loaded(spec, config, scheduler, runtime.shared_outputs, order.cache if cached else None)
 
 
 def _reason(error: BaseException) -> str:

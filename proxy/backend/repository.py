@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 
+from proxy.backend.cache import ResponseCache
 from proxy.backend.control import Control, check_files, check_name
 from proxy.backend.errors import Code, InferenceError, LoadError, invalid
 from proxy.backend.loaded import Loaded
@@ -52,12 +53,19 @@ class Repository:
     most_bytes_per_model: of the requests that each version of a model holds.
     """
 
-    def __init__(self, path: Path, control: Control = _DEFAULT, most_bytes_per_model: int = 2**63) -> None:
+    def __init__(
+        self,
+        path: Path,
+        control: Control = _DEFAULT,
+        most_bytes_per_model: int = 2**63,
+        cache: ResponseCache | None = None,
+    ) -> None:
         self.path = path
         self.control = control
         self.models: dict[str, Model] = {}
         self.loaded = False
         self._most_bytes = most_bytes_per_model
+        self._cache = cache or ResponseCache()
         self._listed: frozenset[str] = frozenset()
         self._listing = asyncio.Lock()
         self._room = asyncio.Semaphore(_LOADERS)
@@ -173,7 +181,7 @@ class Repository:
         model = await self._hold(name)
         try:
             async with self._room:
-                await self._load(model, Order(name, directory, mark=mark, most_bytes=self._most_bytes))
+                await self._load(model, self._order(name, directory, mark=mark))
         finally:
             model.lock.release()
 
@@ -216,7 +224,7 @@ class Repository:
         except LoadError as error:
             raise _not_polled(name, str(error)) from None
         self._check_room(name)
-        fault = await self._shielded(name, Order(name, directory, config, files or None, most_bytes=self._most_bytes))
+        fault = await self._shielded(name, self._order(name, directory, config, files or None))
         if fault is not None:
             raise fault
 
@@ -233,6 +241,16 @@ class Repository:
             self._unload(model)
         finally:
             self._let_go(model)
+
+    def _order(
+        self,
+        name: str,
+        directory: Path | None,
+        config: str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        mark: bytes = b"",
+    ) -> Order:
+        return Order(name, directory, config, files, mark, most_bytes=self._most_bytes, cache=self._cache)
 
     def _check_explicit(self) -> None:
         if self.control.mode != "explicit":
@@ -337,6 +355,8 @@ class Repository:
 
     def _retire(self, generation: Generation) -> None:
         generation.retire()
+        for scheduler in generation.schedulers:
+            self._cache.forget(scheduler.number)
         self._retiring.add(generation)
         loop = asyncio.get_running_loop()
 

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
+from itertools import count
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic_ns
@@ -26,6 +27,7 @@ from proxy.backend.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statist
 
 MOST_WAITING = 8192  # requests in the queue of a model version; a model that hangs must not gather them without end
 
+_numbers = count()
 _log = logging.getLogger("tensorgate.backend")
 
 
@@ -76,6 +78,7 @@ class Scheduler:
         ordered: bool = False,
         most_bytes: int = 2**63,
     ) -> None:
+        self.number = next(_numbers)  # that no other has
         self._spec = spec
         self._runtime = runtime
         self._devices = devices
@@ -251,8 +254,12 @@ class Scheduler:
         self.held_bytes -= job.size
         if entry is not None:
             self._batcher.drop(entry)
-        if not job.future.done() or job.future.cancelled():
+        future = job.future
+        if not future.done() or future.cancelled():
             self.statistics.failed(job.arrived, monotonic_ns(), CANCELED)
+            future.cancel()
+        else:
+            future.exception()  # nobody will ask any more; asyncio would take that for a mistake
         self._ended(job, None)  # those behind it needn't wait for it any more, if its caller has left
 
     def _end_if_idle(self) -> None:

@@ -218,7 +218,6 @@ async def test_a_broken_version_keeps_the_others_back(tmp_path: Path) -> None:
 
 
 INEFFECTIVE: dict[str, str] = {
-    "response_cache": "response_cache { enable: true }",
     "optimization.graph": "optimization { graph { level: 1 } }",
     "optimization.cuda": "optimization { cuda { graphs: true } }",
     "optimization.input_pinned_memory": "optimization { input_pinned_memory { enable: true } }",
