@@ -29,6 +29,8 @@ from proxy.backend.tensors import (
     to_raw,
 )
 
+_MOST_ROWS = 2**31
+
 
 @dataclass(slots=True)
 class InputTensor:
@@ -76,6 +78,9 @@ class Inference:
         """See execution.Task: names and shapes of the inputs, but for the batch. Types are the model's for all."""
         if self.batch is None:
             return object()  # without an input, there is nothing to tell the rows of one from those of others by
+        if len(self.inputs) == 1:
+            tensor = self.inputs[0][1]
+            return tensor.name, tensor.shape[1:]
         return frozenset([(tensor.name, tensor.shape[1:]) for _, tensor in self.inputs])
 
     @property
@@ -159,12 +164,21 @@ def _check_complete(spec: ModelSpec, seen: set[str]) -> None:
 
 
 def _check_input(spec: ModelSpec, expected: TensorSpec, tensor: InputTensor) -> None:
-    label = f"input '{tensor.name}'"
     datatype = expected.datatype
+    shape = tensor.shape
+    if (
+        expected.fixed_size >= 0
+        and tensor.datatype == datatype.name
+        and tensor.raw is not None
+        and shape[spec.first_dim :] == expected.dims
+        and 0 < shape[0] <= _MOST_ROWS
+        and len(tensor.raw) == expected.fixed_size * (shape[0] if spec.first_dim else 1)
+    ):
+        return  # what most are: the shape of which only the batch may vary, with as many bytes
+    label = f"input '{tensor.name}'"
     if tensor.datatype != datatype.name:
         known = "" if tensor.datatype in DATATYPES else " (no such data type)"
         raise invalid(f"{label}: datatype is '{tensor.datatype}'{known}, model '{spec.name}' expects '{datatype.name}'")
-    shape = tensor.shape
     dims = expected.dims if not spec.max_batch_size else (-1, *expected.dims)
     if len(shape) != len(dims):
         batch = ", the first being the batch" if spec.max_batch_size else ""

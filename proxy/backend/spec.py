@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 from proxy.backend.tensors import DataType
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorSpec:
     """An input or output. `dims` leaves the batch dimension out; -1 is any size.
 
@@ -25,6 +26,13 @@ class TensorSpec:
     reshape: tuple[int, ...] | None = None
     optional: bool = False
     labels: tuple[str, ...] = ()
+
+    @cached_property
+    def fixed_size(self) -> int:
+        """Bytes of a row, or of the tensor where there are no batches; -1 where they vary."""
+        if not self.dims or -1 in self.dims or not self.datatype.size:
+            return -1
+        return prod(self.dims) * self.datatype.size
 
     @property
     def model_dims(self) -> tuple[int, ...]:
@@ -56,6 +64,11 @@ class ModelSpec:
     parameters: Mapping[str, str]
     decoupled: bool = False
     """A request has any number of answers."""
+
+    @cached_property
+    def first_dim(self) -> int:
+        """Where the dimensions of a row begin in a shape: behind the batch, if there is one."""
+        return 1 if self.max_batch_size else 0
 
     @cached_property
     def input_named(self) -> Mapping[str, TensorSpec]:

@@ -80,9 +80,11 @@ def element_count(label: str, shape: Sequence[int], size: int) -> int:
     Python's integers don't overflow, numpy's do, and with a 0 among the dimensions it multiplies the others all the
     same: (0, 2**62, 8) has no elements and still can't be made.
     """
-    if prod(dim for dim in shape if dim) * max(size, 1) > _LARGEST:
+    count = prod(shape)
+    largest = count or prod(dim for dim in shape if dim)
+    if largest * max(size, 1) > _LARGEST:
         raise invalid(f"{label}: shape {list(shape)} is larger than {_LARGEST} bytes")
-    return prod(shape)
+    return count
 
 
 def from_raw(label: str, datatype: DataType, shape: tuple[int, ...], data: Buffer) -> Array:

@@ -69,7 +69,7 @@ def test_a_request_survives(raw: list[bytes], name: str) -> None:
 def test_a_response_is_what_protobuf_would_write(raw: list[bytes]) -> None:
     response = pb.ModelInferResponse(model_name="m", id="7")
     response.outputs.add(name="OUT", datatype="BYTES", shape=[1])
-    joined = b"".join(wire.response_pieces(response, [memoryview(element) for element in raw]))
+    joined = b"".join(wire.with_contents(response.SerializeToString(), [memoryview(element) for element in raw]))
     parsed = pb.ModelInferResponse.FromString(joined)
     assert list(parsed.raw_output_contents) == raw
     assert (parsed.model_name, parsed.id, parsed.outputs[0].name) == ("m", "7", "OUT")
@@ -86,7 +86,7 @@ def test_a_large_tensor_is_a_view_of_the_message() -> None:
 
 def test_a_large_output_is_sent_as_it_is() -> None:
     output = memoryview(LARGE)
-    assert any(piece is output for piece in wire.response_pieces(pb.ModelInferResponse(), [output]))
+    assert any(piece is output for piece in wire.with_contents(b"", [output]))
 
 
 MANY = 2**20

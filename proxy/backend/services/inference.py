@@ -12,10 +12,9 @@ from proxy.backend.errors import Code, InferenceError, invalid
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.repository import Repository
 from proxy.backend.services.description import model_metadata, server_metadata, statistics
-from proxy.backend.services.messages import asked, check_counts, response_of
+from proxy.backend.services.messages import Head, Heads
 from proxy.backend.services.rpc import LARGEST_MESSAGE, Call, Method, unary, unimplemented
 from proxy.backend.services.streaming import StreamInfer
-from proxy.backend.services.wire import parse_request, response_pieces
 from proxy.backend.tensors import Buffer
 
 SERVICE = "inference.GRPCInferenceService"
@@ -27,6 +26,7 @@ class InferenceService:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+        self._heads = Heads()
         self.stopping = False
 
     @property
@@ -54,9 +54,9 @@ class InferenceService:
             path, kind = f"/{SERVICE}/{rpc.name}", rpc.input_type.full_name
             parse = GetMessageClass(rpc.input_type).FromString
             if rpc.name == "ModelInfer":
-                method = unary(parse_request, self._infer, kind, LARGEST_MESSAGE)
+                method = unary(self._heads.parse, self._infer, kind, LARGEST_MESSAGE)
             elif rpc.name == "ModelStreamInfer":
-                method = Method(StreamInfer(self._repository).serve, LARGEST_MESSAGE, streams=True)
+                method = Method(StreamInfer(self._repository, self._heads).serve, LARGEST_MESSAGE, streams=True)
             elif rpc.name in simple:
                 method = unary(parse, _serialized(simple[rpc.name]), kind)
             elif rpc.name in longer:
@@ -78,14 +78,11 @@ class InferenceService:
     def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
         return statistics(self._repository, request.name, request.version)
 
-    async def _infer(self, parsed: tuple[pb.ModelInferRequest, Sequence[Buffer]], call: Call) -> Sequence[Buffer]:
-        request, raw = parsed
-        loaded = self._repository.find(request.model_name, request.model_version)
-        check_counts(request, loaded.spec)
-        wanted, parameters = asked(request, raw, call.deadline)
-        outputs = await loaded.infer(wanted)
-        return response_pieces(response_of(loaded.spec, request.id, parameters, outputs), [one.data for one in outputs])
-
+    async def _infer(self, parsed: tuple[Head, Sequence[Buffer]], call: Call) -> Sequence[Buffer]:
+        head, raw = parsed
+        loaded = self._repository.find(head.model_name, head.model_version)
+        outputs = await loaded.infer(head.asked(loaded.spec, raw, call.deadline))
+        return head.answer(loaded.spec, outputs)
 
     async def _index(self, request: pb.RepositoryIndexRequest, call: Call) -> Sequence[Buffer]:
         _check_repository(request.repository_name)

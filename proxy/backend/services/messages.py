@@ -1,16 +1,25 @@
-"""ModelInferRequest -> what is asked of a model, and its answer -> ModelInferResponse."""
+"""ModelInferRequest -> what is asked of a model, and its answer -> the bytes of ModelInferResponse.
+
+Clients send the same message again and again but for the tensors' contents, which every serializer puts last. What
+comes before them, the head, is understood once and found again by its bytes; so is the head of the response.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from proxy.backend.dataplane import InputTensor, Request
 from proxy.backend.errors import invalid
 from proxy.backend.execution import Output
 from proxy.backend.protos import inference_pb2 as pb
+from proxy.backend.services import wire
 from proxy.backend.services.parameters import (
     EMPTY_FINAL_RESPONSE,
+    FINAL_RESPONSE,
     MOST_DIMS,
     MOST_OUTPUTS,
     MOST_PARAMETERS,
@@ -21,6 +30,7 @@ from proxy.backend.services.parameters import (
     classes,
     returned,
     scheduling,
+    wants_empty_final_response,
 )
 from proxy.backend.spec import ModelSpec
 from proxy.backend.tensors import Buffer
@@ -39,9 +49,150 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+_HEADS = 256  # that are remembered
+_LONGEST_HEAD = 4096  # bytes
+_LENGTHS = 8  # of heads, that are tried
+_SEEN = 1024
+_ANSWERS = 8  # heads of responses that are remembered for each of those
 
 
-def check_counts(request: pb.ModelInferRequest, spec: ModelSpec) -> None:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a head says. inputs: name, data type and shape of each. typed: the first one that has its contents here."""
+
+    inputs: Sequence[tuple[str, str, tuple[int, ...]]]
+    typed: str | None
+    wanted: Mapping[str, int]
+    priority: int
+    queue_timeout: int
+    parameters: Parameters
+
+
+class Head:
+    """A request without raw_input_contents."""
+
+    __slots__ = ("_answers", "_plan", "_request", "id", "model_name", "model_version")
+
+    def __init__(self, request: pb.ModelInferRequest) -> None:
+        self._request = request
+        self._plan: _Plan | None = None
+        self._answers: dict[tuple[object, ...], bytes] = {}
+        self.model_name = request.model_name
+        self.model_version = request.model_version
+        self.id = request.id
+
+    def asked(self, spec: ModelSpec, raw: Sequence[Buffer], deadline: float | None) -> Request:
+        """What is asked of the model with these contents. Raises InferenceError."""
+        plan = self._plan
+        if plan is None:
+            _check_counts(self._request, spec)
+            plan = self._plan = _plan(self._request)
+        if raw:
+            if len(raw) != len(plan.inputs):
+                given, wanted = len(raw), len(plan.inputs)
+                raise invalid(f"raw_input_contents has {given} entries for {wanted} inputs; each input needs one")
+            if plan.typed is not None:
+                raise invalid(f"input '{plan.typed}': contents must be empty when raw_input_contents is used")
+            tensors = [InputTensor(*one, contents) for one, contents in zip(plan.inputs, raw, strict=True)]
+        else:
+            tensors = [
+                InputTensor(*one, None, _values(tensor))
+                for one, tensor in zip(plan.inputs, self._request.inputs, strict=True)
+            ]
+        return Request(tensors, plan.wanted, plan.priority, plan.queue_timeout, deadline)
+
+    @property
+    def wants_empty_final_response(self) -> bool:
+        """Whether a stream of a decoupled model is to end with a message of its own. Raises InferenceError."""
+        return self._plan is not None and wants_empty_final_response(self._plan.parameters)
+
+    def answer(self, spec: ModelSpec, outputs: Sequence[Output], final: bool | None = None) -> list[Buffer]:
+        """The bytes of the response, in pieces. final: whether it is the last one of a stream."""
+        key = (spec.name, spec.version, final, *[(output.name, output.datatype, output.shape) for output in outputs])
+        head = self._answers.get(key)
+        if head is None:
+            head = self._answer_head(spec, outputs, final)
+            if len(self._answers) >= _ANSWERS:
+                self._answers.clear()
+            self._answers[key] = head
+        return wire.with_contents(head, [output.data for output in outputs])
+
+    def _answer_head(self, spec: ModelSpec, outputs: Sequence[Output], final: bool | None) -> bytes:
+        response = pb.ModelInferResponse(model_name=spec.name, model_version=str(spec.version), id=self.id)
+        if self._plan is not None:
+            for name, value in returned(self._plan.parameters).items():
+                _put(response.parameters[name], value)
+        if final is not None:
+            response.parameters[FINAL_RESPONSE].bool_param = final
+        for output in outputs:
+            response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+        return response.SerializeToString()
+
+    @property
+    def inputs(self) -> int:
+        """How many it has."""
+        return len(self._request.inputs)
+
+
+class Heads:
+    """Those that came lately. `parse` is what a method's `parse` has to be; see services.rpc.unary."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+        self._lengths: dict[int, None] = {}
+        self._seen: set[int] = set()  # hashes of heads that came once
+
+    def parse(self, data: Buffer) -> tuple[Head, Sequence[Buffer]]:
+        """(head, raw_input_contents, which may be views of `data`). Raises DecodeError and InferenceError."""
+        for length in self._lengths:
+            known = self._known.get(bytes(data[:length]))
+            if known is not None and (found := wire.contents_behind(data, length, known.inputs)) is not None:
+                return known, found
+        request, raw = wire.parse_request(data)
+        if raw:
+            self._remember(data, raw)
+        return Head(request), raw
+
+    def _remember(self, data: Buffer, raw: Sequence[Buffer]) -> None:
+        """A head is worth it when it comes for the second time: with an id in it, it never does."""
+        length = wire.length_of_head(data, raw)
+        if not 0 < length <= _LONGEST_HEAD:
+            return
+        begin = bytes(data[:length])
+        mark = hash(begin)
+        if mark not in self._seen:
+            if len(self._seen) >= _SEEN:
+                self._seen.clear()
+            self._seen.add(mark)
+            return
+        if len(self._known) >= _HEADS or len(self._lengths) >= _LENGTHS:
+            self._known.clear()
+            self._lengths.clear()
+        try:
+            request = pb.ModelInferRequest.FromString(begin)
+        except DecodeError:
+            return  # what looks like contents is something else's
+        # A message is the same as its parts, parsed one after the other, so that this is what a head is.
+        if not request.raw_input_contents:
+            self._known[begin] = Head(request)
+            self._lengths[length] = None
+
+
+def _plan(request: pb.ModelInferRequest) -> _Plan:
+    for tensor in request.inputs:
+        if tensor.parameters:
+            check_input(tensor.name, _plain(tensor.parameters, f"input '{tensor.name}'"))
+    parameters: Parameters = {}
+    if request.parameters:
+        parameters = _plain(request.parameters, "request")
+        check_names(parameters, EMPTY_FINAL_RESPONSE)
+    priority, queue_timeout = scheduling(parameters)
+    inputs = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in request.inputs]
+    typed = next((tensor.name for tensor in request.inputs if tensor.HasField("contents")), None)
+    return _Plan(inputs, typed, _outputs(request), priority, queue_timeout, parameters)
+
+
+def _check_counts(request: pb.ModelInferRequest, spec: ModelSpec) -> None:
     """Before anything walks through what the client sent: it may hold millions of inputs or dimensions."""
     if len(request.inputs) > len(spec.inputs):
         raise invalid(f"model '{spec.name}' takes {len(spec.inputs)} inputs, got {len(request.inputs)}")
@@ -75,36 +226,6 @@ def _outputs(request: pb.ModelInferRequest) -> dict[str, int]:
     return wanted
 
 
-def asked(
-    request: pb.ModelInferRequest, raw: Sequence[Buffer], deadline: float | None
-) -> tuple[Request, Parameters]:
-    """(what is asked of the model, the request's parameters). Raises InferenceError."""
-    for tensor in request.inputs:
-        if tensor.parameters:
-            check_input(tensor.name, _plain(tensor.parameters, f"input '{tensor.name}'"))
-    wanted = Request(_inputs(request, raw), _outputs(request), deadline=deadline)
-    if not request.parameters:
-        return wanted, {}
-    parameters = _plain(request.parameters, "request")
-    check_names(parameters, EMPTY_FINAL_RESPONSE)
-    wanted.priority, wanted.queue_timeout = scheduling(parameters)
-    return wanted, parameters
-
-
-def _inputs(request: pb.ModelInferRequest, raw: Sequence[Buffer]) -> list[InputTensor]:
-    inputs = request.inputs
-    if not raw:
-        return [InputTensor(t.name, t.datatype, tuple(t.shape), values=_values(t)) for t in inputs]
-    if len(raw) != len(inputs):
-        raise invalid(f"raw_input_contents has {len(raw)} entries for {len(inputs)} inputs; each input needs one")
-    tensors = []
-    for tensor, data in zip(inputs, raw, strict=True):
-        if tensor.HasField("contents"):
-            raise invalid(f"input '{tensor.name}': contents must be empty when raw_input_contents is used")
-        tensors.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), raw=data))
-    return tensors
-
-
 def _values(tensor: pb.ModelInferRequest.InferInputTensor) -> Sequence[Any]:
     label = f"input '{tensor.name}'"
     field = _CONTENTS.get(tensor.datatype)
@@ -118,19 +239,7 @@ def _values(tensor: pb.ModelInferRequest.InferInputTensor) -> Sequence[Any]:
     return values
 
 
-def response_of(
-    spec: ModelSpec, request_id: str, parameters: Parameters, outputs: Sequence[Output]
-) -> pb.ModelInferResponse:
-    """The response without the tensors' contents."""
-    response = pb.ModelInferResponse(model_name=spec.name, model_version=str(spec.version), id=request_id)
-    for name, value in returned(parameters).items():
-        put(response.parameters[name], value)
-    for output in outputs:
-        response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
-    return response
-
-
-def put(parameter: pb.InferParameter, value: Value) -> None:
+def _put(parameter: pb.InferParameter, value: Value) -> None:
     if isinstance(value, bool):
         parameter.bool_param = value
     elif isinstance(value, int):

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 
 from proxy.backend.errors import Code, InferenceError
-from proxy.backend.execution import Output
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.repository import Repository
 from proxy.backend.services.call import Call
-from proxy.backend.services.messages import asked, check_counts, response_of
-from proxy.backend.services.parameters import FINAL_RESPONSE, wants_empty_final_response
-from proxy.backend.services.wire import as_field, parse_request, response_pieces
+from proxy.backend.services.messages import Head, Heads
+from proxy.backend.services.parameters import FINAL_RESPONSE
+from proxy.backend.services.wire import as_field
 from proxy.backend.spec import ModelSpec
 from proxy.backend.tensors import Buffer
 from proxy.spawn import spawn
@@ -31,10 +30,11 @@ _RESPONSE_FIELD = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 
 
 class StreamInfer:
-    """The method over a repository."""
+    """The method over a repository; `heads` are those that it shares with ModelInfer."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, heads: Heads) -> None:
         self._repository = repository
+        self._heads = heads
 
     async def serve(self, call: Call) -> None:
         room = asyncio.Semaphore(MOST_IN_FLIGHT)
@@ -58,13 +58,14 @@ class StreamInfer:
 
     async def _answer(self, payload: Buffer, size: int, call: Call) -> None:
         """Answer one request, for which the call holds so many bytes."""
-        request = pb.ModelInferRequest()
+        request_id = ""
         try:
-            request, raw = _parsed(payload)
+            head, raw = self._parsed(payload)
+            request_id = head.id
             del payload
-            await self._infer(request, raw, call)
+            await self._infer(head, raw, call)
         except InferenceError as error:
-            await self._tell(pb.ModelInferResponse(id=request.id), error, call)
+            await self._tell(pb.ModelInferResponse(id=request_id), error, call)
         finally:
             call.give(size)
 
@@ -77,43 +78,37 @@ class StreamInfer:
             call.end(full.code, str(full))
             call.stop()
 
-    async def _infer(self, request: pb.ModelInferRequest, raw: Sequence[Buffer], call: Call) -> None:
-        loaded = self._repository.find(request.model_name, request.model_version)
+    async def _infer(self, head: Head, raw: Sequence[Buffer], call: Call) -> None:
+        loaded = self._repository.find(head.model_name, head.model_version)
         spec = loaded.spec
-        check_counts(request, spec)
-        wanted, parameters = asked(request, raw, call.deadline)
-        empty_final = wants_empty_final_response(parameters)
+        wanted = head.asked(spec, raw, call.deadline)
+        empty_final = head.wants_empty_final_response
         del raw
         try:
             async with contextlib.aclosing(loaded.stream(wanted)) as answers:
                 del wanted
                 async for outputs in answers:
-                    response = response_of(spec, request.id, parameters, outputs)
-                    response.parameters[FINAL_RESPONSE].bool_param = not spec.decoupled
-                    await call.send(_message(response, outputs))
+                    pieces = head.answer(spec, outputs, final=not spec.decoupled)
                     del outputs
+                    await call.send(as_field(_RESPONSE_FIELD, pieces))
+                    del pieces
         except InferenceError as error:
             # Unlike a fault of the request: who counts on the final response gets it here.
-            await self._tell(_empty_final(spec, request.id), error, call)
+            await self._tell(_empty_final(spec, head.id), error, call)
             return
         if spec.decoupled and empty_final:
-            await call.send(_message(_empty_final(spec, request.id), ()))
+            await call.send(as_field(_RESPONSE_FIELD, [_empty_final(spec, head.id).SerializeToString()]))
 
-
-def _parsed(payload: Buffer) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
-    try:
-        return parse_request(payload)
-    except DecodeError:
-        raise InferenceError(
-            Code.INTERNAL, "request message cannot be parsed as inference.ModelInferRequest"
-        ) from None
+    def _parsed(self, payload: Buffer) -> tuple[Head, Sequence[Buffer]]:
+        try:
+            return self._heads.parse(payload)
+        except DecodeError:
+            raise InferenceError(
+                Code.INTERNAL, "request message cannot be parsed as inference.ModelInferRequest"
+            ) from None
 
 
 def _empty_final(spec: ModelSpec, request_id: str) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(model_name=spec.name, id=request_id)
     response.parameters[FINAL_RESPONSE].bool_param = True
     return response
-
-
-def _message(response: pb.ModelInferResponse, outputs: Sequence[Output]) -> list[Buffer]:
-    return as_field(_RESPONSE_FIELD, response_pieces(response, [output.data for output in outputs]))

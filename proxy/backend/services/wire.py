@@ -23,7 +23,8 @@ _MOST_PARSED = 32 * 2**20  # bytes for protobuf: all but raw_input_contents
 _MOST_UNUSUAL = 2**20  # bytes of a message that can't be cut, but may be right
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _RAW_INPUT_TAG = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LEN
-_RAW_OUTPUT_TAG = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LEN
+_SHORT = [bytes((value,)) for value in range(0x80)]
+_RAW_OUTPUT_PREFIX = bytes((pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LEN,))
 
 
 def parse_request(data: Buffer) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
@@ -85,7 +86,7 @@ def _cut(data: memoryview) -> tuple[bytes, list[memoryview]]:
     return b"".join(kept), raw
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: Buffer, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         octet = data[at]
@@ -98,14 +99,36 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
             raise ValueError("varint")
 
 
-def response_pieces(response: pb.ModelInferResponse, raw: Sequence[Buffer]) -> list[Buffer]:
-    """The bytes of `response` with `raw` as its raw_output_contents, in pieces; large ones are those of `raw`."""
-    if sum(map(len, raw)) < _LARGE:
-        response.raw_output_contents.extend(map(bytes, raw))
-        return [response.SerializeToString()]
-    pieces: list[Buffer] = [response.SerializeToString()]
+def contents_behind(data: Buffer, at: int, most: int) -> list[Buffer] | None:
+    """The raw_input_contents from there to the end of a message; None where there are more, or anything else."""
+    raw: list[Buffer] = []
+    end = len(data)
+    while at < end:
+        if data[at] != _RAW_INPUT_TAG or len(raw) == most:
+            return None
+        try:
+            length, at = _varint(data, at + 1)
+        except (IndexError, ValueError):
+            return None
+        if at + length > end:
+            return None
+        raw.append(data[at : at + length])
+        at += length
+    return raw
+
+
+def length_of_head(data: Buffer, raw: Sequence[Buffer]) -> int:
+    """How many bytes of a message come before these raw_input_contents, if nothing comes between and behind; or -1."""
+    length = len(data) - sum(1 + len(_as_varint(len(contents))) + len(contents) for contents in raw)
+    found = contents_behind(data, length, len(raw)) if length >= 0 else None
+    return length if found is not None and list(map(len, found)) == list(map(len, raw)) else -1
+
+
+def with_contents(head: bytes, raw: Sequence[Buffer]) -> list[Buffer]:
+    """A ModelInferResponse with these raw_output_contents, in pieces, of which those contents are some."""
+    pieces: list[Buffer] = [head]
     for contents in raw:
-        pieces.append(bytes((_RAW_OUTPUT_TAG,)) + _as_varint(len(contents)))
+        pieces.append(_RAW_OUTPUT_PREFIX + _as_varint(len(contents)))
         pieces.append(contents)
     return pieces
 
@@ -116,6 +139,8 @@ def as_field(number: int, pieces: Sequence[Buffer]) -> list[Buffer]:
 
 
 def _as_varint(value: int) -> bytes:
+    if value < 0x80:
+        return _SHORT[value]
     octets = bytearray()
     while value > 0x7F:
         octets.append(value & 0x7F | 0x80)
