@@ -318,6 +318,7 @@ class Repository:
             await in_thread(made.discard, "discard")
             return InferenceError(Code.UNAVAILABLE, "server is shutting down")
         if made.unchanged:
+            model.reason = ""  # of a load that was refused: what serves is the newest
             return None
         if made.reason or made.faults:
             return self._failed(model, made)
