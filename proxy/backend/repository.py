@@ -205,7 +205,7 @@ class Repository:
         config: a ModelConfig in JSON, in place of config.pbtxt. files: by path, as `1/model.onnx`: the model is made of
         them alone, and need not be in the repository. A caller that is cancelled doesn't stop a load that has begun.
         """
-        self._check_explicit()
+        self.check_explicit()
         directory = None
         try:
             if files:
@@ -233,7 +233,7 @@ class Repository:
 
         A model that isn't loaded, or isn't known, is unloaded already.
         """
-        self._check_explicit()
+        self.check_explicit()
         if name not in self.models:
             return
         model = await self._hold(name)
@@ -252,7 +252,8 @@ class Repository:
     ) -> Order:
         return Order(name, directory, config, files, mark, most_bytes=self._most_bytes, cache=self._cache)
 
-    def _check_explicit(self) -> None:
+    def check_explicit(self) -> None:
+        """Raises InferenceError unless clients may load and unload."""
         if self.control.mode != "explicit":
             raise InferenceError(Code.UNAVAILABLE, _FIXED)
 

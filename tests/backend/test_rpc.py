@@ -67,7 +67,7 @@ ODD = {
     "no message": (grpc_headers(LIVE), b"", 13, "request has no message; a inference.ServerLiveRequest is expected"),
     "prefix cut off": (grpc_headers(LIVE), b"\0\0", 13, "request ended in the middle of a message"),
     "message cut off": (grpc_headers(LIVE), b"\0\0\0\0\x09abc", 13, "request ended in the middle of a message"),
-    "2 GiB announced": (grpc_headers(LIVE), b"\0\x80\0\0\0", 8, "2147483648 bytes is larger than 4194304"),
+    "2 GiB announced": (grpc_headers(LIVE), b"\0\x80\0\0\0", 8, "2147483648 bytes is larger than 65536"),
     "2 GiB of tensors": (grpc_headers(INFER), b"\0\x80\0\0\0", 8, "2147483648 bytes is larger than 2147483647"),
     "nonsense": (grpc_headers(INFER), grpc_message(b"\xff" * 9), 13, "cannot be parsed as inference.ModelInferRequest"),
     "much nonsense": (grpc_headers(INFER), grpc_message(b"\xff" * 40000), 13, "cannot be parsed as inference.Model"),

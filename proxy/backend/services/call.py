@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from proxy.backend.services.rpc import Facts
 
 LARGEST_MESSAGE = 2**31 - 1  # bytes; protobuf's own limit
-LARGEST_QUESTION = 4 * 2**20  # bytes of a request that holds no tensors; gRPC's own usual limit
+LARGEST_QUESTION = 64 * 2**10  # bytes of a request that holds no tensors: names, versions and a few parameters
 ENOUGH = 256 * 1024  # bytes of output from which on it is written first
 
 _LONG_TO_INFLATE = 16 * 2**10  # bytes, compressed; from here on it is not the event loop that inflates them

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from proxy.backend.errors import Code, InferenceError, invalid
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.repository import Repository
 from proxy.backend.services.description import model_metadata, server_metadata, statistics
-from proxy.backend.services.messages import Head, Heads
+from proxy.backend.services.messages import Heads
 from proxy.backend.services.rpc import LARGEST_MESSAGE, Call, Method, unary, unimplemented
 from proxy.backend.services.streaming import StreamInfer
+from proxy.backend.services.wire import check_fields
 from proxy.backend.tensors import Buffer
 
 SERVICE = "inference.GRPCInferenceService"
@@ -46,7 +48,6 @@ class InferenceService:
         }
         longer: dict[str, Callable[[Any, Call], Awaitable[Sequence[Buffer]]]] = {
             "RepositoryIndex": self._index,
-            "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
         found: dict[bytes, Method] = {}
@@ -54,13 +55,15 @@ class InferenceService:
             path, kind = f"/{SERVICE}/{rpc.name}", rpc.input_type.full_name
             parse = GetMessageClass(rpc.input_type).FromString
             if rpc.name == "ModelInfer":
-                method = unary(self._heads.parse, self._infer, kind, LARGEST_MESSAGE)
+                method = unary(_as_it_is, self._infer, kind, LARGEST_MESSAGE)
             elif rpc.name == "ModelStreamInfer":
                 method = Method(StreamInfer(self._repository, self._heads).serve, LARGEST_MESSAGE, streams=True)
             elif rpc.name in simple:
                 method = unary(parse, _serialized(simple[rpc.name]), kind)
+            elif rpc.name == "RepositoryModelLoad":
+                method = Method(self._load, LARGEST_MESSAGE)
             elif rpc.name in longer:
-                method = unary(parse, longer[rpc.name], kind, LARGEST_MESSAGE)
+                method = unary(parse, longer[rpc.name], kind)
             else:
                 method = unimplemented(path, not_served(rpc.name))
             found[path.encode()] = method
@@ -78,8 +81,9 @@ class InferenceService:
     def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
         return statistics(self._repository, request.name, request.version)
 
-    async def _infer(self, parsed: tuple[Head, Sequence[Buffer]], call: Call) -> Sequence[Buffer]:
-        head, raw = parsed
+    async def _infer(self, payload: Buffer, call: Call) -> Sequence[Buffer]:
+        head, raw = await self._heads.parse(payload)
+        del payload
         loaded = self._repository.find(head.model_name, head.model_version)
         outputs = await loaded.infer(head.asked(loaded.spec, raw, call.deadline))
         return head.answer(loaded.spec, outputs)
@@ -92,7 +96,17 @@ class InferenceService:
             response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
         return (response.SerializeToString(),)
 
-    async def _load(self, request: pb.RepositoryModelLoadRequest, call: Call) -> Sequence[Buffer]:
+    async def _load(self, call: Call) -> None:
+        payload = await call.receive()
+        self._repository.check_explicit()  # before anything is made of what may be large
+        if payload is None:
+            raise InferenceError(Code.INTERNAL, "request has no message; a RepositoryModelLoadRequest is expected")
+        request = await asyncio.to_thread(_load_request, payload)
+        del payload
+        await self._load_as(request)
+        call.write((b"",))
+
+    async def _load_as(self, request: pb.RepositoryModelLoadRequest) -> None:
         _check_repository(request.repository_name)
         config: str | None = None
         files: dict[str, bytes] = {}
@@ -104,7 +118,6 @@ class InferenceService:
             else:
                 raise invalid(f"unrecognized load parameter '{name:.100}'; there are 'config' and 'file:<path>'")
         await self._repository.load_model(request.model_name, config, files)
-        return (b"",)
 
     async def _unload(self, request: pb.RepositoryModelUnloadRequest, call: Call) -> Sequence[Buffer]:
         _check_repository(request.repository_name)
@@ -123,6 +136,20 @@ def not_served(name: str) -> str:
     if name == "LogSettings":
         return "the log cannot be set up over the network; start the server with --log-level"
     return "it is not part of this server"
+
+
+def _as_it_is(payload: Buffer) -> Buffer:
+    return payload
+
+
+def _load_request(payload: Buffer) -> pb.RepositoryModelLoadRequest:
+    check_fields(payload)
+    try:
+        return pb.RepositoryModelLoadRequest.FromString(bytes(payload))
+    except DecodeError:
+        raise InferenceError(
+            Code.INTERNAL, "request message cannot be parsed as inference.RepositoryModelLoadRequest"
+        ) from None
 
 
 def _check_repository(name: str) -> None:

@@ -6,6 +6,7 @@ comes before them, the head, is understood once and found again by its bytes; so
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from proxy.backend.dataplane import InputTensor, Request
-from proxy.backend.errors import invalid
+from proxy.backend.errors import Code, InferenceError, invalid
 from proxy.backend.execution import Output
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.services import wire
@@ -135,20 +136,25 @@ class Head:
 
 
 class Heads:
-    """Those that came lately. `parse` is what a method's `parse` has to be; see services.rpc.unary."""
+    """Those that came lately."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
         self._lengths: dict[int, None] = {}
         self._seen: set[int] = set()  # hashes of heads that came once
 
-    def parse(self, data: Buffer) -> tuple[Head, Sequence[Buffer]]:
-        """(head, raw_input_contents, which may be views of `data`). Raises DecodeError and InferenceError."""
+    async def parse(self, data: Buffer) -> tuple[Head, Sequence[Buffer]]:
+        """(head, raw_input_contents, which may be views of `data`). Raises InferenceError."""
         for length in self._lengths:
             known = self._known.get(bytes(data[:length]))
             if known is not None and (found := wire.contents_behind(data, length, known.inputs)) is not None:
                 return known, found
-        request, raw = wire.parse_request(data)
+        try:
+            request, raw = await _parsed(data)
+        except DecodeError:
+            raise InferenceError(
+                Code.INTERNAL, "request message cannot be parsed as inference.ModelInferRequest"
+            ) from None
         if raw:
             self._remember(data, raw)
         return Head(request), raw
@@ -176,6 +182,15 @@ class Heads:
         if not request.raw_input_contents:
             self._known[begin] = Head(request)
             self._lengths[length] = None
+
+
+async def _parsed(data: Buffer) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
+    if not wire.is_long(data):
+        return wire.parse_short(data)
+    rest, raw = wire.cut(data)
+    # What is left is long where tensors are not raw; to go through it takes a while.
+    request = await asyncio.to_thread(wire.parse_rest, rest) if wire.is_long(rest) else wire.parse_rest(rest)
+    return request, request.raw_input_contents if raw is None else raw
 
 
 def _plan(request: pb.ModelInferRequest) -> _Plan:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -42,7 +42,7 @@ class Method:
 
 
 def unary(
-    parse: Callable[[bytes], Any],
+    parse: Callable[[Any], Any],
     answer: Callable[[Any, Call], Awaitable[Sequence[Buffer]]],
     name: str,
     most: int = LARGEST_QUESTION,
@@ -57,7 +57,7 @@ def unary(
         if payload is None:
             raise InferenceError(Code.INTERNAL, f"request has no message; a {name} is expected")
         try:
-            return parse(cast(bytes, payload))  # protobuf takes any buffer; its annotation says bytes
+            return parse(payload)
         except DecodeError:
             raise InferenceError(Code.INTERNAL, f"request message cannot be parsed as {name}") from None
 

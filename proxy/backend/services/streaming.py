@@ -9,9 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from google.protobuf.message import DecodeError
-
-from proxy.backend.errors import Code, InferenceError
+from proxy.backend.errors import InferenceError
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.repository import Repository
 from proxy.backend.services.call import Call
@@ -60,7 +58,7 @@ class StreamInfer:
         """Answer one request, for which the call holds so many bytes."""
         request_id = ""
         try:
-            head, raw = self._parsed(payload)
+            head, raw = await self._heads.parse(payload)
             request_id = head.id
             del payload
             await self._infer(head, raw, call)
@@ -98,14 +96,6 @@ class StreamInfer:
             return
         if spec.decoupled and empty_final:
             await call.send(as_field(_RESPONSE_FIELD, [_empty_final(spec, head.id).SerializeToString()]))
-
-    def _parsed(self, payload: Buffer) -> tuple[Head, Sequence[Buffer]]:
-        try:
-            return self._heads.parse(payload)
-        except DecodeError:
-            raise InferenceError(
-                Code.INTERNAL, "request message cannot be parsed as inference.ModelInferRequest"
-            ) from None
 
 
 def _empty_final(spec: ModelSpec, request_id: str) -> pb.ModelInferResponse:

@@ -19,35 +19,110 @@ from proxy.backend.tensors import Buffer
 _LARGE = 32 * 1024  # bytes; below, protobuf's copies cost less than the interpreter's way through the fields
 # More than any honest request has: protobuf makes 90 bytes of an empty input of two, and holds up the event loop.
 _MOST_FIELDS = 4096
+# Of inputs and outputs: what they have besides packed numbers, which are one. Each costs a microsecond or more.
+_MOST_INNER = 65_536
 _MOST_PARSED = 32 * 2**20  # bytes for protobuf: all but raw_input_contents
-_MOST_UNUSUAL = 2**20  # bytes of a message that can't be cut, but may be right
+_MOST_UNUSUAL = 64 * 2**10  # bytes of a message that can't be cut, but may be right
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _RAW_INPUT_TAG = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LEN
 _SHORT = [bytes((value,)) for value in range(0x80)]
+_SHORT_FIELD = 64  # bytes; what is in it can't be many
+# The fields that hold messages: inputs, outputs and parameters of a request; contents and parameters of an input.
+_NESTED = (
+    frozenset(
+        (
+            pb.ModelInferRequest.INPUTS_FIELD_NUMBER,
+            pb.ModelInferRequest.OUTPUTS_FIELD_NUMBER,
+            pb.ModelInferRequest.PARAMETERS_FIELD_NUMBER,
+        )
+    ),
+    frozenset(
+        (
+            pb.ModelInferRequest.InferInputTensor.CONTENTS_FIELD_NUMBER,
+            pb.ModelInferRequest.InferInputTensor.PARAMETERS_FIELD_NUMBER,
+        )
+    ),
+)
 _RAW_OUTPUT_PREFIX = bytes((pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LEN,))
 
 
-def parse_request(data: Buffer) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
-    """The request, and its raw_input_contents, which may be views of `data`.
+def is_long(data: Buffer) -> bool:
+    """Whether a message is to be cut before it is parsed."""
+    return len(data) >= _LARGE
 
-    Raises protobuf's DecodeError, and InferenceError for what would cost much more to parse than it did to send.
+
+def parse_short(data: Buffer) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
+    """The request, and its raw_input_contents. Raises protobuf's DecodeError."""
+    request = pb.ModelInferRequest.FromString(bytes(data))
+    return request, request.raw_input_contents
+
+
+def cut(data: Buffer) -> tuple[bytes, Sequence[Buffer] | None]:
+    """(what protobuf has to parse, the raw_input_contents as views, or None where they are still in it).
+
+    Raises DecodeError, and InferenceError for what would cost much more to parse than it did to send.
     """
-    if len(data) < _LARGE:
-        request = pb.ModelInferRequest.FromString(bytes(data))
-        return request, request.raw_input_contents
     try:
         rest, raw = _cut(memoryview(data))
     except (IndexError, ValueError):
         # Malformed or unusual; protobuf is the judge of that.
         if len(data) > _MOST_UNUSUAL:
             raise DecodeError("cannot be cut") from None
-        request = pb.ModelInferRequest.FromString(bytes(data))
-        return request, request.raw_input_contents
+        return bytes(data), None
     if len(rest) > _MOST_PARSED:
         raise _too_much(
             f"{len(rest)} bytes besides raw_input_contents, more than {_MOST_PARSED}; send large tensors in those"
         )
-    return pb.ModelInferRequest.FromString(rest), raw
+    return rest, raw
+
+
+def parse_rest(rest: bytes) -> pb.ModelInferRequest:
+    """The request of a message that was cut. Raises DecodeError and InferenceError."""
+    if len(rest) >= _LARGE:
+        _check_inner(memoryview(rest))
+    return pb.ModelInferRequest.FromString(rest)
+
+
+def check_fields(data: Buffer) -> None:
+    """Raises InferenceError for a message of too many fields, of whatever type it is."""
+    try:
+        _cut(memoryview(data))
+    except (IndexError, ValueError):
+        if len(data) > _MOST_UNUSUAL:
+            raise _too_much(f"more than {_MOST_FIELDS} fields, or is malformed") from None
+
+
+def _check_inner(data: memoryview) -> None:
+    """Raises InferenceError for more than _MOST_INNER fields within fields. Malformed ones are protobuf's to refuse."""
+    left = _MOST_INNER
+    waiting = [(data, 0)]
+    while waiting:
+        view, depth = waiting.pop()
+        at, end = 0, len(view)
+        try:
+            while at < end:
+                tag, at = _varint(view, at)
+                kind = tag & 7
+                if kind == _LEN:
+                    length, at = _varint(view, at)
+                    # Inputs hold contents, which hold elements; maps are no deeper. Names and numbers aren't messages,
+                    # but to take them for such does no harm: what they are made of is counted at most.
+                    if depth < 2 and length > _SHORT_FIELD and tag >> 3 in _NESTED[depth]:
+                        waiting.append((view[at : at + length], depth + 1))
+                    at += length
+                elif kind == _VARINT:
+                    _, at = _varint(view, at)
+                elif kind in (_I64, _I32):
+                    at += 8 if kind == _I64 else 4
+                else:
+                    return  # a group
+                left -= 1
+                if left < 0:
+                    raise _too_much(
+                        f"more than {_MOST_INNER} elements or parameters; send large tensors in raw_input_contents"
+                    )
+        except (IndexError, ValueError):
+            continue
 
 
 def _too_much(what: str) -> InferenceError:

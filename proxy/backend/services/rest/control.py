@@ -16,12 +16,12 @@ from proxy.backend.services.description import model_metadata, server_metadata, 
 from proxy.backend.services.inference import not_served
 from proxy.backend.services.rest.exchange import Exchange
 from proxy.backend.services.rest.faults import HttpError
-from proxy.backend.services.rest.jsontext import LONG_TO_PARSE, loads, named
+from proxy.backend.services.rest.jsontext import loads, named
 from proxy.backend.services.rest.messages import plain
 from proxy.backend.services.rest.routes import Endpoint, Route
 from proxy.web import web
 
-_MOST_ASKED = 2**20  # bytes of a question about the repository
+_MOST_ASKED = 64 * 2**10  # bytes of a question about the repository
 _MOST_LOADED = 256 * 2**20  # bytes of a request to load a model, which may hold its files
 _FILE = "file:"
 
@@ -90,7 +90,10 @@ class Control:
         return exchange.json(listed)
 
     async def _load(self, exchange: Exchange, model: str, version: str) -> web.StreamResponse:
-        config, files = _override(await _asked(exchange, _MOST_LOADED))
+        self._repository.check_explicit()  # before anything is made of what may be large
+        body = await exchange.body(_MOST_LOADED)
+        exchange.hold(len(body))  # for the files that it stands for
+        config, files = await asyncio.to_thread(_override_of, body)
         await self._repository.load_model(model, config, files or None)
         return exchange.empty()
 
@@ -117,13 +120,17 @@ def _unserved(rpc: str, *methods: str) -> Route:
 async def _asked(exchange: Exchange, most: int) -> Mapping[str, Any]:
     """The request's object, empty where there is no body. Raises InferenceError."""
     body = await exchange.body(most)
-    if not body:
-        return {}
-    # A load's files are one string each, which is quick to parse; still not for the event loop.
-    document = loads(body) if len(body) < LONG_TO_PARSE else await asyncio.to_thread(loads, body)
+    return _object(loads(body)) if body else {}
+
+
+def _object(document: Any) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise invalid(f"request is {named(document)}; it must be an object")
     return document
+
+
+def _override_of(body: memoryview) -> tuple[str | None, Mapping[str, bytes]]:
+    return _override(_object(loads(body)) if body else {})
 
 
 def _override(asked: Mapping[str, Any]) -> tuple[str | None, Mapping[str, bytes]]:
