@@ -38,8 +38,9 @@ class Answers:
             )
         if self._left:
             raise CallerLeft
+        self._came.append(outputs)  # here, not on the loop: it may hear of the end before it hears of this
         try:
-            self._loop.call_soon_threadsafe(self._arrived, outputs)
+            self._loop.call_soon_threadsafe(self._changed.set)
         except RuntimeError:
             raise CallerLeft from None  # the loop is closed: the process ends
 
@@ -63,8 +64,3 @@ class Answers:
         self._left = True
         self._came.clear()
         self._room.release()
-
-    def _arrived(self, outputs: Sequence[Output]) -> None:
-        if not self._left:
-            self._came.append(outputs)
-            self._changed.set()

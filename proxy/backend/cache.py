@@ -42,7 +42,9 @@ class ResponseCache:
         size = _OVERHEAD + sum(len(output.data) for output in outputs)
         if size > self._limit or key in self._kept:
             return
-        self._kept[key] = outputs, size
+        # Copies: a response may be a view of what was made for a whole batch, and keep all of it.
+        own = [Output(output.name, output.datatype, output.shape, bytes(output.data)) for output in outputs]
+        self._kept[key] = own, size
         self.size += size
         while self.size > self._limit:
             _, (_, freed) = self._kept.popitem(last=False)

@@ -27,6 +27,8 @@ from proxy.backend.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statist
 
 MOST_WAITING = 8192  # requests in the queue of a model version; a model that hangs must not gather them without end
 
+_AHEAD = 32  # requests for each thread; those of callers that have left stay there until the thread comes to them
+
 _numbers = count()
 _log = logging.getLogger("tensorgate.backend")
 
@@ -34,7 +36,7 @@ _log = logging.getLogger("tensorgate.backend")
 class _Job:
     """A task on its way; None once nobody waits for it. Threads only read `task`. answers: of a decoupled model."""
 
-    __slots__ = ("answers", "arrived", "deadline", "future", "rows", "size", "task")
+    __slots__ = ("answers", "arrived", "counted", "deadline", "future", "rows", "size", "task")
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class _Job:
         self.deadline = deadline
         self.future = future
         self.answers = answers
+        self.counted = False  # in the statistics
         self.rows = task.rows
         self.size = task.size
         self.arrived = monotonic_ns()
@@ -89,6 +92,7 @@ class Scheduler:
         self._telling = False
         # Where there is nothing to decide, requests needn't wait on the loop for an instance to be idle.
         self._at_once = policy == Policy(max_rows=policy.max_rows)
+        self._most_given = len(devices) * (_AHEAD if self._at_once else 1)
         self._batcher: Batcher[_Job] = Batcher(policy)
         self._order: InOrder[_Job] | None = InOrder() if ordered else None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -198,7 +202,7 @@ class Scheduler:
         self.held_bytes += job.size
         if self._order is not None:
             self._order.add(job)
-        if self._at_once:
+        if self._at_once and not len(self._batcher) and self._given < self._most_given:
             self._given += 1
             self._queue.put(_Batch([job]))
             return None
@@ -255,9 +259,13 @@ class Scheduler:
         if entry is not None:
             self._batcher.drop(entry)
         future = job.future
-        if not future.done() or future.cancelled():
+        if not job.counted:
+            job.counted = True
             self.statistics.failed(job.arrived, monotonic_ns(), CANCELED)
+        if not future.done():
             future.cancel()
+        elif future.cancelled():
+            pass
         else:
             future.exception()  # nobody will ask any more; asyncio would take that for a mistake
         self._ended(job, None)  # those behind it needn't wait for it any more, if its caller has left
@@ -272,6 +280,8 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
         for entry in self._batcher.clear():
+            entry.item.counted = True
+            self.statistics.failed(entry.arrived, monotonic_ns(), OTHER)
             self._ended(entry.item, self._unloaded())
         for _ in self._threads:
             self._queue.put(None)
@@ -293,13 +303,14 @@ class Scheduler:
         batcher = self._batcher
         now = monotonic_ns()
         for entry in batcher.expire(now):
+            entry.item.counted = True
             self.statistics.failed(entry.arrived, now, REJECTED)
             self._ended(
                 entry.item,
                 InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}': request timeout expired in its queue"),
             )
-        # Only as many as there are idle instances: what waits here can still be joined, overtaken, refused and dropped.
-        while self._given < len(self._threads) and (entries := batcher.take(now)):
+        # No more: what waits here can still be joined, overtaken, refused and dropped.
+        while self._given < self._most_given and (entries := batcher.take(now)):
             self._given += 1
             self._queue.put(_Batch([entry.item for entry in entries]))
         self._wake_up(now)
@@ -309,7 +320,7 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = self._batcher.due(now, idle=self._given < len(self._threads))
+        due = self._batcher.due(now, idle=self._given < self._most_given)
         if due is not None and self._loop is not None:
             self._timer = self._loop.call_later((due - now) / 1e9, self._pump)
 
@@ -326,17 +337,18 @@ class Scheduler:
         arrived: list[int] = []
         rows = 0
         for job, outcome in zip(batch.jobs, batch.outcomes, strict=True):
-            if job.task is None:
-                pass  # counted when its caller left
+            if job.counted:
+                pass  # when its caller left
             elif isinstance(outcome, InferenceError):
                 self.statistics.failed(job.arrived, now, _reason(outcome))
             else:
                 arrived.append(job.arrived)
                 rows += job.rows
+            job.counted = True
             self._ended(job, outcome)
         if batch.times is not None:
             self.statistics.executed(batch.times, arrived, rows, now)
-        if not self._at_once:
+        if not self._at_once or len(self._batcher):
             self._pump()
 
     def _ended(self, job: _Job, outcome: Outcome | None) -> None:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,9 +119,13 @@ class Backend:
             server.close()
         for connection in list(self._connections.open):
             connection.go_away()
+        until = time.monotonic() + grace
         await asyncio.gather(self._rest.stop(grace), self._finish(grace))
+        # The last answers may still be on their way to a client that reads slowly.
+        left = max(until - time.monotonic(), 1.0)
         for connection in list(self._connections.open):
-            connection.close()
+            connection.close(left)
+        await self._connections.closed(left)
         for file in self._files:
             file.remove()
         await self._metrics.stop()

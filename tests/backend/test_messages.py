@@ -30,7 +30,7 @@ SPEC = ModelSpec(
 
 
 def understood(heads: Heads, data: bytes) -> tuple[Head, Sequence[Buffer]]:
-    return asyncio.run(heads.parse(data))
+    return asyncio.run(heads.parse(data, lambda size: None))
 
 
 def message(*raw: bytes, request_id: str = "", **more: int) -> bytes:

@@ -451,7 +451,7 @@ def test_loading_is_for_explicit(example: Example, explicit: Example) -> None:
 
 # Limits
 
-UNITS = {"bytes": 1, "MiB": 2**20, "characters": 1, "s": 1}
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "characters": 1, "s": 1}
 LIMITS = {
     "a message of gRPC, either way": call.LARGEST_MESSAGE,
     "a body of REST, either way": exchange.LARGEST_BODY,

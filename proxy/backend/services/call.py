@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from proxy.backend.budget import Budget
 from proxy.backend.errors import Code, InferenceError
-from proxy.backend.services.compression import LARGEST_INFLATED, inflate
+from proxy.backend.services.compression import LARGEST_INFLATED, WINDOW_BITS, Inflater, NotCompressed, TooLong
 from proxy.backend.tensors import Buffer
 from proxy.http2 import ErrorCode, HeaderBlock, ResponseHead, Stream, Trailers
 from proxy.inference.status import encode_message
@@ -27,7 +27,6 @@ LARGEST_MESSAGE = 2**31 - 1  # bytes; protobuf's own limit
 LARGEST_QUESTION = 64 * 2**10  # bytes of a request that holds no tensors: names, versions and a few parameters
 ENOUGH = 256 * 1024  # bytes of output from which on it is written first
 
-_LONG_TO_INFLATE = 16 * 2**10  # bytes, compressed; from here on it is not the event loop that inflates them
 _FRAME = 16_384
 _QUANTUM = 8  # frames that a call sends before others have their turn
 _SMALL = 8192  # bytes; smaller pieces are sent together
@@ -58,7 +57,6 @@ class Call(Stream):
         "_waiter",
         "deadline",
         "ended",
-        "expired",
         "facts",
         "message_size",
         "most",
@@ -84,7 +82,6 @@ class Call(Stream):
         self._left = False  # the stream is gone
         self.timeout: float | None = None  # seconds
         self.deadline: float | None = None
-        self.expired = False
         self.ended = False  # its status is on the way, nothing can be sent any more
         self.facts: Facts
         self.most = LARGEST_QUESTION  # bytes of a message
@@ -140,28 +137,46 @@ class Call(Stream):
             await self._waiter
         compressed, payload = self._cut()
         self.message_size = 5 + len(payload)
-        if not compressed:
-            return payload
-        most = min(self.most, LARGEST_INFLATED)
-        if len(payload) < _LONG_TO_INFLATE:
-            data = inflate(payload, self.facts.encoding, most)
-        else:
-            data = await asyncio.to_thread(inflate, payload, self.facts.encoding, most)
-        self._hold(len(data))
-        self.message_size += len(data)
-        return data
+        return await self._inflated(payload) if compressed else payload
+
+    async def _inflated(self, payload: Buffer) -> Buffer:
+        encoding, most = self.facts.encoding, min(self.most, LARGEST_INFLATED)
+        if encoding == "identity":
+            raise InferenceError(
+                Code.INTERNAL, "message is marked as compressed, but grpc-encoding names no compression"
+            )
+        if encoding not in WINDOW_BITS:
+            raise InferenceError(
+                Code.UNIMPLEMENTED, f"grpc-encoding '{encoding:.40}' is not supported; use gzip, deflate or none"
+            )
+        data = bytearray()
+        try:
+            await Inflater(encoding).inflate(payload, data, most, self._hold_more)
+        except TooLong:
+            raise InferenceError(
+                Code.RESOURCE_EXHAUSTED, f"compressed message is larger than {most} bytes when decompressed"
+            ) from None
+        except NotCompressed as fault:
+            raise InferenceError(Code.INTERNAL, f"message cannot be decompressed: {fault}") from None
+        return memoryview(data).toreadonly()
+
+    def _hold_more(self, size: int) -> None:
+        self.hold(size)
+        self.message_size += size
 
     def _cut(self) -> tuple[int, Buffer]:
         """Take the message that begins the buffer -> (the flag of its prefix, its bytes)."""
         buffer, stop = self._buffer, 5 + self._length
         compressed = buffer[0]
         payload: Buffer
-        if len(buffer) == stop and isinstance(buffer, bytearray):
-            payload = memoryview(buffer).toreadonly()[5:]
+        if len(buffer) == stop:
+            payload = memoryview(buffer).toreadonly()[5:] if isinstance(buffer, bytearray) else buffer[5:]
             self._buffer = b""
         else:
-            payload = bytes(memoryview(buffer)[5:stop])
-            self._buffer = bytearray(memoryview(buffer)[stop:])
+            if isinstance(buffer, bytes):
+                buffer = self._buffer = bytearray(buffer)
+            payload = bytes(buffer[5:stop])
+            del buffer[:stop]  # which moves the start and copies nothing
         self._length = -1
         if self._owed and not self._whole():
             owed, self._owed = self._owed, 0
@@ -175,7 +190,8 @@ class Call(Stream):
 
     # -- what is held
 
-    def _hold(self, size: int) -> None:
+    def hold(self, size: int) -> None:
+        """So many bytes more. Raises InferenceError."""
         if not self._left:  # what a task still does for a caller that has left is never given back
             self._budget.take(size)
             self._held += size
@@ -199,7 +215,7 @@ class Call(Stream):
         Raises InferenceError when it would be too much.
         """
         length = _length(pieces)
-        self._hold(length)
+        self.hold(length)
         self._write(pieces, length)
         if self._out:
             if self._drained is None or self._drained.done():
@@ -211,7 +227,7 @@ class Call(Stream):
         """Send the only message, without waiting. What was received is taken to be gone. Raises InferenceError."""
         length = _length(pieces)
         self.release()
-        self._hold(length)
+        self.hold(length)
         self._write(pieces, length)
 
     def _write(self, pieces: Sequence[Buffer], length: int) -> None:
@@ -221,7 +237,7 @@ class Call(Stream):
             self._sent_head = True
             self.conn.send_headers(self, _HEAD)
         prefix = b"\0" + length.to_bytes(4, "big")
-        if length < _SMALL and not self._out:
+        if length < _SMALL and not self._out and self.backlog is None:
             self.conn.send_data(self, b"".join([prefix, *pieces]), False)
             return
         self._out.extend(gathered([prefix, *pieces]))
@@ -240,7 +256,8 @@ class Call(Stream):
             conn.send_data(self, piece, False)
         conn.stalled.pop(self, None)
         if out:
-            conn.stalled[self] = None  # behind the others
+            if self.backlog is None:  # or else the connection puts it there when that is sent
+                conn.stalled[self] = None  # behind the others
             return
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
@@ -268,6 +285,11 @@ class Call(Stream):
             self.ended = True
             self.conn.send_headers(self, head, True)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything that the wire core hasn't got."""
+        return bool(self._out)
+
     # -- its end
 
     def stop(self) -> None:
@@ -277,18 +299,11 @@ class Call(Stream):
             task.cancel()
 
     def expire(self) -> None:
-        """The deadline has passed."""
+        """The deadline has passed. The task isn't trusted to tell: one that is cancelled before its first step runs
+        nothing of its own."""
         self.timer = None
-        if self.ended:
-            return
-        self.expired = True
-        if self.task is not None:
-            self.task.cancel()
-        else:
-            self.fail_expired()
-
-    def fail_expired(self) -> None:
-        if self._out:
+        self.stop()
+        if self._out or self.backlog is not None:
             # In the middle of a message no status can follow; "gRPC over HTTP/2" has CANCEL for that.
             self.conn.reset(self, ErrorCode.CANCEL)
         else:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 from proxy import transports
@@ -17,9 +17,20 @@ from proxy.backend.budget import Budget
 from proxy.backend.errors import Code, InferenceError
 from proxy.backend.services.call import ENOUGH, Call
 from proxy.backend.services.rpc import Facts, Method, serve, timeout
-from proxy.http2 import Buffer, ConnectionFault, ErrorCode, RequestHead, Sender, ServerConnection, Stream, Trailers
+from proxy.http2 import (
+    Backlog,
+    Buffer,
+    ConnectionFault,
+    ErrorCode,
+    RequestHead,
+    Sender,
+    ServerConnection,
+    Stream,
+    Trailers,
+)
 from proxy.http2.control import Control
 from proxy.http2.guards import BUDGETS, OF_SERVERS, RESET
+from proxy.http2.headers import INTERNED_BYTES
 from proxy.spawn import spawn
 
 MOST_STREAMS = 16_384
@@ -32,7 +43,8 @@ _VIEW_FROM = 16_384
 _JOIN_BELOW = 65_536
 _WRITE_BUFFER = 2**20
 _UNREAD_LIMIT = 16 * 2**20
-_LINGER = 1.0  # seconds for what is left to be written when a connection is closed
+_LINGER = 1.0  # seconds for what is left to be written when a connection is closed for a fault
+_PATIENCE = 20.0  # the same when it ends in good order
 
 # A gate carries the calls of many clients, whose headers it has bounded and whose resets are not its own.
 _BUDGETS = {**OF_SERVERS, RESET: 20 * BUDGETS[RESET]}
@@ -58,6 +70,8 @@ class Connections:
         """Of a header section; equal ones are the same object (proxy.http2.headers)."""
         found = self._facts.get(head)
         if found is None:
+            if head.size > INTERNED_BYTES:
+                return Facts(head, self._methods)  # it isn't the same object next time
             if len(self._facts) >= _MOST_FACTS:
                 self._facts.clear()
             found = self._facts[head] = Facts(head, self._methods)
@@ -68,10 +82,22 @@ class Connections:
         if not self.calls:
             self._idle.set()
 
+    def lost(self, connection: ServerProtocol) -> None:
+        self.open.discard(connection)
+        if not self.open:
+            self._idle.set()
+
     async def idle(self, seconds: float) -> bool:
         """Wait until no call is left, at most so long -> whether none is."""
+        return await self._until_empty(self.calls, seconds)
+
+    async def closed(self, seconds: float) -> bool:
+        """The same for connections, from which answers may still be read."""
+        return await self._until_empty(self.open, seconds)
+
+    async def _until_empty(self, left: Collection[object], seconds: float) -> bool:
         until = time.monotonic() + seconds
-        while self.calls:
+        while left:
             self._idle.clear()
             try:
                 async with asyncio.timeout(until - time.monotonic()):
@@ -164,6 +190,7 @@ class Connection(ServerConnection):
             self._request_ended(call)
 
     def on_trailers(self, call: Call, trailers: Trailers) -> None:  # type: ignore[override]
+        call.passing = None
         if not call.ended:
             self._request_ended(call)
 
@@ -173,17 +200,23 @@ class Connection(ServerConnection):
         else:
             call.task = spawn(serve(call), "call")
 
+    def _backlog_sent(self, stream: Stream, backlog: Backlog) -> None:
+        super()._backlog_sent(stream, backlog)
+        call = cast(Call, stream)
+        if call.has_more:
+            self.stalled[call] = None
+
     def on_stream_closed(self, call: Stream) -> None:
         assert isinstance(call, Call)
         call.closed()
         self._shared.ended(call)
 
         if self.goaway_received and not self.streams:
-            self.wire.close()
+            self.wire.close(_PATIENCE)
 
     def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
         if not self.streams:
-            self.wire.close()
+            self.wire.close(_PATIENCE)
 
     def drop_all(self) -> None:
         """The transport is gone."""
@@ -201,6 +234,7 @@ class ServerProtocol(asyncio.BufferedProtocol):
     def __init__(self, connections: Connections) -> None:
         self._shared = connections
         self._closing = False
+        self._abort: asyncio.TimerHandle | None = None
         self.reading = False
         self.peer_name = ""
 
@@ -242,7 +276,7 @@ class ServerProtocol(asyncio.BufferedProtocol):
         while True:
             if conn.blocked:
                 conn.pump()
-            if conn.stalled:
+            if conn.stalled and not conn.paused:
                 for call in list(conn.stalled):
                     if conn.out_size >= ENOUGH:
                         break
@@ -275,7 +309,9 @@ class ServerProtocol(asyncio.BufferedProtocol):
         pass  # the transport closes, and connection_lost cancels what runs
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._shared.open.discard(self)
+        self._shared.lost(self)
+        if self._abort is not None:
+            self._abort.cancel()
         self.conn.drop_all()
 
     def go_away(self) -> None:
@@ -283,19 +319,19 @@ class ServerProtocol(asyncio.BufferedProtocol):
         if not self.conn.closed:
             self.conn.drain()
 
-    def close(self) -> None:
-        """Cancel the calls and close the connection."""
+    def close(self, patience: float = _LINGER) -> None:
+        """Cancel the calls and close the connection, once all is written, or so many seconds later."""
         conn = self.conn
         if self._closing:
             return
         if not conn.closed:
             conn.send_goaway(ErrorCode.NO_ERROR, "server is shutting down")
-        self._end()
+        self._end(patience)
 
-    def _end(self) -> None:
+    def _end(self, patience: float = _LINGER) -> None:
         for stream in list(self.conn.streams.values()):
             cast(Call, stream).stop()
         self.flush()
         self._closing = True
         self.transport.close()
-        asyncio.get_running_loop().call_later(_LINGER, self.transport.abort)
+        self._abort = asyncio.get_running_loop().call_later(patience, self.transport.abort)

@@ -82,7 +82,7 @@ class InferenceService:
         return statistics(self._repository, request.name, request.version)
 
     async def _infer(self, payload: Buffer, call: Call) -> Sequence[Buffer]:
-        head, raw = await self._heads.parse(payload)
+        head, raw = await self._heads.parse(payload, call.hold)
         del payload
         loaded = self._repository.find(head.model_name, head.model_version)
         outputs = await loaded.infer(head.asked(loaded.spec, raw, call.deadline))

@@ -7,7 +7,7 @@ comes before them, the head, is understood once and found again by its bytes; so
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,14 +143,17 @@ class Heads:
         self._lengths: dict[int, None] = {}
         self._seen: set[int] = set()  # hashes of heads that came once
 
-    async def parse(self, data: Buffer) -> tuple[Head, Sequence[Buffer]]:
-        """(head, raw_input_contents, which may be views of `data`). Raises InferenceError."""
+    async def parse(self, data: Buffer, hold: Callable[[int], None]) -> tuple[Head, Sequence[Buffer]]:
+        """(head, raw_input_contents, which may be views of `data`). Raises InferenceError.
+
+        hold: is told of bytes that the request takes besides its own.
+        """
         for length in self._lengths:
             known = self._known.get(bytes(data[:length]))
             if known is not None and (found := wire.contents_behind(data, length, known.inputs)) is not None:
                 return known, found
         try:
-            request, raw = await _parsed(data)
+            request, raw = await _parsed(data, hold)
         except DecodeError:
             raise InferenceError(
                 Code.INTERNAL, "request message cannot be parsed as inference.ModelInferRequest"
@@ -184,12 +187,16 @@ class Heads:
             self._lengths[length] = None
 
 
-async def _parsed(data: Buffer) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
+async def _parsed(data: Buffer, hold: Callable[[int], None]) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
     if not wire.is_long(data):
         return wire.parse_short(data)
     rest, raw = wire.cut(data)
-    # What is left is long where tensors are not raw; to go through it takes a while.
-    request = await asyncio.to_thread(wire.parse_rest, rest) if wire.is_long(rest) else wire.parse_rest(rest)
+    if wire.is_long(rest):
+        # Where tensors are not raw; to go through them takes a while, and packed numbers grow.
+        hold(wire.MOST_GROWTH * len(rest))
+        request = await asyncio.to_thread(wire.parse_rest, rest)
+    else:
+        request = wire.parse_rest(rest)
     return request, request.raw_input_contents if raw is None else raw
 
 

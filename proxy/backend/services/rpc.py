@@ -5,7 +5,6 @@ The messages themselves are the business of `call`, the bytes that of the wire c
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from proxy.inference import calls
 __all__ = ["LARGEST_MESSAGE", "LARGEST_QUESTION", "Call", "Facts", "Method", "serve", "unary", "unimplemented"]
 
 _log = logging.getLogger("tensorgate.backend")
+_LONGEST_PATH = 200  # characters that are told
 _LONGEST_TIMEOUT = 10 * 365 * 86_400.0  # seconds; an event loop has no timers beyond
 _UNSUPPORTED_MEDIA = ResponseHead(
     [(b":status", b"415"), (b"grpc-status", b"2"), (b"grpc-message", b"not a gRPC request")], checked=True
@@ -86,16 +86,16 @@ class Facts:
     __slots__ = ("encoding", "fault", "method", "path", "refusal", "timeout")
 
     def __init__(self, head: RequestHead, methods: Mapping[bytes, Method]) -> None:
-        self.path = head.path.decode("ascii", "replace")
+        self.path = head.path[:_LONGEST_PATH].decode("ascii", "replace")
         self.refusal: HeaderBlock | None = None
         self.fault: InferenceError | None = None
-        self.encoding = (head.get(b"grpc-encoding") or b"identity").decode("ascii", "replace")
+        self.encoding = (head.get(b"grpc-encoding") or b"identity")[:_LONGEST_PATH].decode("ascii", "replace")
         self.timeout = head.get(b"grpc-timeout")
         method = methods.get(head.path)
         if head.method != b"POST" or not calls.is_grpc(head.get(b"content-type", b"") or b""):
             self.refusal = _UNSUPPORTED_MEDIA
         elif method is None:
-            self.fault = InferenceError(Code.UNIMPLEMENTED, f"unknown method {self.path:.200}")
+            self.fault = InferenceError(Code.UNIMPLEMENTED, f"unknown method {self.path}")
         self.method = method or _NONE
 
 
@@ -123,10 +123,6 @@ async def serve(call: Call) -> None:
         await call.facts.method.serve(call)
     except InferenceError as error:
         call.end(error.code, str(error))
-    except asyncio.CancelledError:
-        if not call.expired:
-            raise  # the caller left, or the server ends
-        call.fail_expired()
     except Exception:  # noqa: BLE001  (a fault of ours fails one call, not the connection's others)
         _log.exception("%s failed", call.facts.path)
         call.end(Code.INTERNAL, "internal error; see the log of the server")

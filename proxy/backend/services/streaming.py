@@ -57,8 +57,14 @@ class StreamInfer:
     async def _answer(self, payload: Buffer, size: int, call: Call) -> None:
         """Answer one request, for which the call holds so many bytes."""
         request_id = ""
+
+        def hold(more: int) -> None:
+            nonlocal size
+            call.hold(more)
+            size += more
+
         try:
-            head, raw = await self._heads.parse(payload)
+            head, raw = await self._heads.parse(payload, hold)
             request_id = head.id
             del payload
             await self._infer(head, raw, call)

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from proxy.backend.errors import Code, InferenceError
 from proxy.backend.protos import inference_pb2 as pb
+from proxy.backend.services.parameters import MOST_DIMS
 from proxy.backend.tensors import Buffer
 
 _LARGE = 32 * 1024  # bytes; below, protobuf's copies cost less than the interpreter's way through the fields
@@ -21,11 +22,15 @@ _LARGE = 32 * 1024  # bytes; below, protobuf's copies cost less than the interpr
 _MOST_FIELDS = 4096
 # Of inputs and outputs: what they have besides packed numbers, which are one. Each costs a microsecond or more.
 _MOST_INNER = 65_536
-_MOST_PARSED = 32 * 2**20  # bytes for protobuf: all but raw_input_contents
+_MOST_PARSED = 16 * 2**20  # bytes for protobuf: all but raw_input_contents
 _MOST_UNUSUAL = 64 * 2**10  # bytes of a message that can't be cut, but may be right
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _RAW_INPUT_TAG = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LEN
 _SHORT = [bytes((value,)) for value in range(0x80)]
+# Packed, a byte may become eight.
+_SHAPE_TAG = pb.ModelInferRequest.InferInputTensor.SHAPE_FIELD_NUMBER << 3 | _LEN
+_LONGEST_SHAPE = 10 * MOST_DIMS
+MOST_GROWTH = 8
 _SHORT_FIELD = 64  # bytes; what is in it can't be many
 # The fields that hold messages: inputs, outputs and parameters of a request; contents and parameters of an input.
 _NESTED = (
@@ -105,6 +110,8 @@ def _check_inner(data: memoryview) -> None:
                 kind = tag & 7
                 if kind == _LEN:
                     length, at = _varint(view, at)
+                    if depth == 1 and tag == _SHAPE_TAG and length > _LONGEST_SHAPE:
+                        raise _too_much(f"an input with a shape of more than {MOST_DIMS} dimensions")
                     # Inputs hold contents, which hold elements; maps are no deeper. Names and numbers aren't messages,
                     # but to take them for such does no harm: what they are made of is counted at most.
                     if depth < 2 and length > _SHORT_FIELD and tag >> 3 in _NESTED[depth]:

@@ -7,19 +7,16 @@ import zlib
 from collections.abc import Callable, Sequence
 
 from proxy.backend.errors import invalid
+from proxy.backend.services.compression import LARGEST_INFLATED, LONG, WINDOW_BITS, Inflater, NotCompressed, TooLong
 from proxy.backend.services.rest.faults import HttpError, too_large
 from proxy.backend.tensors import Buffer
 
-LARGEST_INFLATED = 256 * 2**20  # bytes that a compressed body may grow to: a few MB of it could become terabytes
-_STEP = 2**20  # bytes inflated in one go; more than this is never held without being counted
-_LONG = 16 * 2**10  # bytes; from here on it is not the event loop that inflates or deflates them
-_WINDOW_BITS = {"gzip": 31, "deflate": 15}
 _LEVEL = 1  # what it saves in bytes beyond that costs the models' time
 
 
 def check_encoding(encoding: str) -> None:
     """Raises InferenceError for what can't be inflated."""
-    if encoding and encoding not in _WINDOW_BITS and encoding != "identity":
+    if encoding and encoding not in WINDOW_BITS and encoding != "identity":
         raise HttpError(
             501,
             f"Content-Encoding '{encoding:.40}' is not supported; use gzip, deflate or none",
@@ -29,31 +26,15 @@ def check_encoding(encoding: str) -> None:
 
 async def inflate(body: Buffer, encoding: str, into: bytearray, hold: Callable[[int], None]) -> None:
     """Append what `body` holds to `into`, counted by `hold` as it grows. Raises InferenceError."""
-    inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
-    rest, grown = body, 0
     try:
-        while not inflater.eof:
-            # The first step is one that the event loop can afford: a small body may become a thousand times as large.
-            if len(body) < _LONG and not grown:
-                part = inflater.decompress(rest, _LONG)
-            else:
-                part = await asyncio.to_thread(inflater.decompress, rest, _STEP)
-            rest = inflater.unconsumed_tail
-            grown += len(part)
-            if grown > LARGEST_INFLATED:
-                raise too_large(f"request body is larger than {LARGEST_INFLATED} bytes when decompressed")
-            hold(len(part))
-            into += part
-            if not part and not rest and not inflater.eof:
-                raise invalid(f"request body cannot be decompressed as {encoding}: it is cut off")
-    except zlib.error as error:
-        raise invalid(f"request body cannot be decompressed as {encoding}: {error}") from None
-    if inflater.unused_data:
+        behind = await Inflater(encoding).inflate(body, into, LARGEST_INFLATED, hold)
+    except TooLong:
+        raise too_large(f"request body is larger than {LARGEST_INFLATED} bytes when decompressed") from None
+    except NotCompressed as fault:
+        raise invalid(f"request body cannot be decompressed as {encoding}: {fault}") from None
+    if behind:
         # Further members, which gzip allows: nobody's HTTP client sends them, and they hide what a body holds.
-        raise invalid(
-            f"request body has {len(inflater.unused_data)} bytes after the end of its {encoding} data; "
-            "send it as one member"
-        )
+        raise invalid(f"request body has {behind} bytes after the end of its {encoding} data; send it as one member")
 
 
 def accepted(header: str) -> str:
@@ -61,7 +42,7 @@ def accepted(header: str) -> str:
     best, weight = "", 0.0
     for entry in header.split(",")[:16]:
         coding, *parameters = (part.strip() for part in entry.split(";"))
-        if coding not in _WINDOW_BITS:
+        if coding not in WINDOW_BITS:
             continue
         quality = _quality(parameters)
         if quality > weight:
@@ -81,13 +62,13 @@ def _quality(parameters: Sequence[str]) -> float:
 
 async def deflate(pieces: Sequence[Buffer], encoding: str) -> list[Buffer]:
     """The same bytes, compressed."""
-    if sum(map(len, pieces)) < _LONG:
+    if sum(map(len, pieces)) < LONG:
         return _deflated(pieces, encoding)
     return await asyncio.to_thread(_deflated, pieces, encoding)
 
 
 def _deflated(pieces: Sequence[Buffer], encoding: str) -> list[Buffer]:
-    deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[encoding])
+    deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, WINDOW_BITS[encoding])
     made: list[Buffer] = [deflater.compress(piece) for piece in pieces]
     made.append(deflater.flush())
     return made
