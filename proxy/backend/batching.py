@@ -85,11 +85,12 @@ class _Group(Generic[T]):
     """The requests of one key: for each level a lane of those that are in time, and behind it one of those that are
     late."""
 
-    __slots__ = ("lanes", "rows")
+    __slots__ = ("joins", "lanes", "rows")
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: int, joins: bool) -> None:
         self.lanes: list[OrderedDict[Entry[T], None]] = [OrderedDict() for _ in range(2 * levels)]
         self.rows = 0
+        self.joins = joins
 
     def lane(self, entry: Entry[T]) -> OrderedDict[Entry[T], None]:
         return self.lanes[2 * (entry.level - 1) + entry.late]
@@ -152,7 +153,7 @@ class Batcher(Generic[T]):
         if group is None:
             if len(self._groups) >= MOST_SHAPES:
                 raise TooManyShapes
-            group = self._groups[key] = _Group(len(levels))
+            group = self._groups[key] = _Group(len(levels), key is not None)
         group.add(entry)
         self._counts[level - 1] += 1
         if entry.until is not None:
@@ -225,7 +226,7 @@ class Batcher(Generic[T]):
 
     def _ready_at(self, group: _Group[T]) -> int:
         policy = self.policy
-        if not policy.joins or not policy.delay or group.rows >= policy.max_rows:
+        if not group.joins or not policy.delay or group.rows >= policy.max_rows:
             return 0
         if policy.preferred and self._preferred(group):
             return 0
@@ -244,7 +245,7 @@ class Batcher(Generic[T]):
 
     def _batch(self, group: _Group[T]) -> list[Entry[T]]:
         policy = self.policy
-        if not policy.joins:
+        if not group.joins:
             return [next(group.in_order())]
         count = self._preferred(group) if policy.preferred else 0
         batch: list[Entry[T]] = []

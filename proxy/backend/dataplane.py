@@ -76,8 +76,8 @@ class Inference:
     @property
     def key(self) -> Hashable:
         """See execution.Task: names and shapes of the inputs, but for the batch. Types are the model's for all."""
-        if self.batch is None:
-            return object()  # without an input, there is nothing to tell the rows of one from those of others by
+        if self.batch is None or not self.inputs:
+            return None  # without an input, there is nothing to tell the rows of one from those of others by
         if len(self.inputs) == 1:
             tensor = self.inputs[0][1]
             return tensor.name, tensor.shape[1:]
@@ -215,7 +215,7 @@ def _check_size(label: str, expected: TensorSpec, tensor: InputTensor) -> None:
         raise invalid(f"{label}: shape {shape} of {tensor.datatype} takes {count * size} bytes, got {given}")
 
 
-def _check_batch(spec: ModelSpec, pairs: Sequence[tuple[TensorSpec, InputTensor]]) -> int | None:
+def _check_batch(spec: ModelSpec, pairs: Sequence[tuple[TensorSpec, InputTensor]]) -> int:
     first: InputTensor | None = None
     for _, tensor in pairs:
         batch = tensor.shape[0]
@@ -226,7 +226,7 @@ def _check_batch(spec: ModelSpec, pairs: Sequence[tuple[TensorSpec, InputTensor]
         first = first or tensor
         if batch != first.shape[0]:
             raise invalid(f"input '{tensor.name}': batch is {batch}, but that of '{first.name}' is {first.shape[0]}")
-    return first.shape[0] if first else None
+    return first.shape[0] if first else 1
 
 
 def _array(spec: TensorSpec, tensor: InputTensor, batch: int | None) -> Array:
@@ -236,6 +236,7 @@ def _array(spec: TensorSpec, tensor: InputTensor, batch: int | None) -> Array:
     else:
         assert tensor.raw is not None
         array = from_raw(label, spec.datatype, tensor.shape, tensor.raw)
+    array.flags.writeable = False  # however it came: a model must not work with some clients only
     if spec.reshape is None:
         return array
     return array.reshape(_translated(tensor.shape, batch, spec.dims, spec.reshape))

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
-from itertools import count
+from itertools import count, islice
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic_ns
@@ -30,6 +30,7 @@ MOST_WAITING = 8192  # requests in the queue of a model version; a model that ha
 _AHEAD = 32  # requests for each thread; those of callers that have left stay there until the thread comes to them
 
 _numbers = count()
+_NEVER = object()
 _log = logging.getLogger("tensorgate.backend")
 
 
@@ -58,12 +59,13 @@ class _Job:
 class _Batch:
     """Jobs that run together. A thread changes it, and the loop reads it when that is done."""
 
-    __slots__ = ("jobs", "outcomes", "times")
+    __slots__ = ("done", "jobs", "outcomes", "times")
 
     def __init__(self, jobs: list[_Job]) -> None:
         self.jobs = jobs
         self.outcomes: list[Outcome] = []  # of the jobs that still are in `jobs`
         self.times: Times | None = None
+        self.done = False  # for the loop
 
 
 class Scheduler:
@@ -332,6 +334,9 @@ class Scheduler:
 
     def _done(self, batch: _Batch) -> None:
         """A thread has worked on a batch."""
+        if batch.done:
+            return  # a thread that was interrupted behind its report has made another
+        batch.done = True
         self._given -= 1
         now = monotonic_ns()
         arrived: list[int] = []
@@ -378,19 +383,30 @@ class Scheduler:
     def _serve(self, instance: Instance) -> bool:
         """Work until the end -> whether it was asked for. It isn't when a model's code has ended this thread from
         elsewhere (PyThreadState_SetAsyncExc), at whatever place that hit it: other requests need the thread."""
-        batch: _Batch | None = None
+        held: list[_Batch | None] = []
+        # From the queue into the list without a bytecode between: an interruption waits for one, above all that of an
+        # idle thread, and would lose what `get` has just returned.
+        queued = iter(self._queue.get, _NEVER)
         try:
-            while (batch := self._queue.get()) is not None:
+            while True:
+                held.extend(islice(queued, 1))
+                batch = held[0]
+                if batch is None:
+                    return True
                 self._work(batch, instance)
-                batch = None  # its tensors must not stay until the next one comes
+                del batch  # its tensors must not stay until the next one comes
+                held.clear()
         except BaseException:  # noqa: BLE001
             _log.warning("the thread of model %s was interrupted; it goes on", self._spec.name, exc_info=True)
-            if batch is not None:
+            if held and held[0] is None:
+                return True
+            if held and held[0] is not None:
+                batch = held[0]
                 why = f"model '{self._spec.name}' failed: its thread was interrupted"
                 batch.outcomes = [InferenceError(Code.INTERNAL, why) for _ in batch.jobs]
+                self._telling = False  # it may have been hit before the loop was told
                 self._report(batch)
             return False
-        return True
 
     def _work(self, batch: _Batch, instance: Instance) -> None:
         now = monotonic_ns() / 1e9

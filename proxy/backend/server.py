@@ -155,8 +155,10 @@ def run(options: Options) -> int:
     Returns the exit code of the process: 0, or 1 if it couldn't listen or read the repository (the log says why).
     A second signal ends at once.
     """
+    # Not sys.stderr, which a model may close; and a line that can't be written must not raise into whoever logs.
+    logging.raiseExceptions = False
     logging.basicConfig(
-        stream=sys.stderr,
+        stream=open(2, "w", buffering=1, errors="backslashreplace", closefd=False),  # noqa: SIM115
         level=options.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )

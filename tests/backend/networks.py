@@ -24,25 +24,28 @@ CHANNELS = (8, 16)
 HIDDEN = 16384
 INSTALL_MAGIKA = "pip install 'magika>=1,<2'"
 MAGIKA_END, MAGIKA_BLOCK, MAGIKA_PADDING = 1024, 4096, 256  # config.min.json beside the network says the same
+MAGIKA_LABELS = 214
 _FLOAT = 1
 _INT, _INTS = 2, 7  # AttributeProto.AttributeType
 
 Array = npt.NDArray[np.float32]
 
 
-def convnet(seed: int = 7) -> bytes:
+def convnet(seed: int = 7, hidden: int | None = None) -> bytes:
     """An ONNX file: image [n, 1, 28, 28] -> scores [n, 10], both FP32. The same seed makes the same file.
 
-    Two convolutions of stride 2, and a layer of 784 x 16384 weights: 52 MB, more than a core's share of most caches.
+    Two convolutions of stride 2, and a layer of 784 x `hidden` weights, by default 16384: 52 MB, more than a core's
+    share of most caches.
     """
     random = np.random.default_rng(seed)
     first, second = CHANNELS
+    hidden = HIDDEN if hidden is None else hidden
     flat = second * 7 * 7
     weights = {
         "conv1": _weights(random, first, 1, 3, 3),
         "conv2": _weights(random, second, first, 3, 3),
-        "dense": _weights(random, HIDDEN, flat),
-        "last": _weights(random, CONVNET_CLASSES, HIDDEN),
+        "dense": _weights(random, hidden, flat),
+        "last": _weights(random, CONVNET_CLASSES, hidden),
     }
     image = [_ints("strides", 2, 2), _ints("pads", 1, 1, 1, 1)]
     rows = [_int("transB", 1)]  # weights lie as [outputs, inputs], as exporters write them
@@ -77,9 +80,10 @@ parameters: {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }}
 """
 
 
-def write_convnet(repository: Path, name: str, most_rows: int, batching: str) -> Path:
+def write_convnet(repository: Path, name: str, most_rows: int, batching: str, hidden: int | None = None) -> Path:
     """Put it into a model repository; returns the model's directory."""
-    return write_model(repository, name, convnet_config(most_rows, batching), {"1/model.onnx": convnet()})
+    files = {"1/model.onnx": convnet(hidden=hidden)}
+    return write_model(repository, name, convnet_config(most_rows, batching), files)
 
 
 def convnet_image(seed: int = 0, rows: int = 1) -> Array:
@@ -94,6 +98,20 @@ def magika_file() -> Path | None:
     places = list(found.submodule_search_locations or []) if found else []
     files = sorted(file for place in places for file in Path(place).glob("models/*/model.onnx"))
     return files[-1] if files else None
+
+
+def magika_config(most_rows: int, batching: str) -> str:
+    """config.pbtxt for it, as `convnet_config`."""
+    batch = f"dynamic_batching {{ {batching} }}" if batching else ""
+    return f"""
+backend: "onnxruntime"
+max_batch_size: {most_rows}
+input {{ name: "bytes" data_type: TYPE_INT32 dims: {2 * MAGIKA_END} }}
+output {{ name: "target_label" data_type: TYPE_FP32 dims: {MAGIKA_LABELS} }}
+instance_group {{ kind: KIND_CPU count: 1 }}
+parameters: {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }}
+{batch}
+"""
 
 
 def require_magika() -> Path:

@@ -491,7 +491,7 @@ def test_the_limits() -> None:
         rows[limit] = int(number) * UNITS[unit or "bytes"]
     assert rows == LIMITS
     assert rest_compression.LARGEST_INFLATED == compression.LARGEST_INFLATED
-    assert wire._MOST_UNUSUAL == 2**20
+    assert wire._MOST_UNUSUAL == 64 * 2**10
     assert f"{streaming.MOST_IN_FLIGHT} requests of a stream are worked on at a time" in TEXT
     assert budget._SHARE == 4
     assert "are a quarter of the machine's memory" in TEXT
