@@ -34,6 +34,7 @@ from proxy.backend.services.rest import RestService
 from proxy.backend.sockets import SocketFile
 from proxy.config.model import Address
 from proxy.spawn import spawn
+from proxy.telemetry import log
 
 _log = logging.getLogger("tensorgate.backend")
 _GRACE = 20.0  # seconds for requests that are running when the end is asked for
@@ -155,21 +156,20 @@ def run(options: Options) -> int:
     Returns the exit code of the process: 0, or 1 if it couldn't listen or read the repository (the log says why).
     A second signal ends at once.
     """
-    # Not sys.stderr, which a model may close; and a line that can't be written must not raise into whoever logs.
-    logging.raiseExceptions = False
-    logging.basicConfig(
-        stream=open(2, "w", buffering=1, errors="backslashreplace", closefd=False),  # noqa: SIM115
-        level=options.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
     try:
         os.fstat(0)
     except OSError:
         # Closed: the event loop's own files would get the number 0, and be taken for standard input.
         os.open(os.devnull, os.O_RDONLY)
     sys.setswitchinterval(_SWITCH)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(options))
+    # Not sys.stderr, which a model may close.
+    lines = log.start(options.log_level, "text", open(2, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
+    logging.getLogger().setLevel(options.log_level.upper())  # models have something to say, too
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(options))
+    finally:
+        lines.stop()
 
 
 async def _serve(options: Options) -> int:

@@ -12,6 +12,7 @@ import queue
 import sys
 import time
 from datetime import UTC, datetime
+from typing import TextIO
 
 logger = logging.getLogger("tensorgate")
 
@@ -55,10 +56,10 @@ class _DroppingHandler(logging.handlers.QueueHandler):
         return record
 
 
-def start(level: str, form: str) -> logging.handlers.QueueListener:
-    """Send the project's log to stderr; stop the listener at the end, which writes what is left."""
+def start(level: str, form: str, to: TextIO | None = None) -> logging.handlers.QueueListener:
+    """Send the project's log to stderr, or `to`; stop the listener at the end, which writes what is left."""
     logging.raiseExceptions = False  # stderr may be a closed pipe or a full disk
-    stream = logging.StreamHandler(sys.stderr)
+    stream = logging.StreamHandler(to or sys.stderr)
     stream.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
     lines: queue.Queue[logging.LogRecord] = queue.Queue(_QUEUE_LINES)
     root = logging.getLogger()

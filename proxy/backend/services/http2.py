@@ -32,6 +32,7 @@ from proxy.http2.control import Control
 from proxy.http2.guards import BUDGETS, OF_SERVERS, RESET
 from proxy.http2.headers import INTERNED_BYTES
 from proxy.spawn import spawn
+from proxy.telemetry.log import throttled
 
 MOST_STREAMS = 16_384
 STREAM_WINDOW = 8 * 2**20
@@ -49,7 +50,6 @@ _PATIENCE = 20.0  # the same when it ends in good order
 # A gate carries the calls of many clients, whose headers it has bounded and whose resets are not its own.
 _BUDGETS = {**OF_SERVERS, RESET: 20 * BUDGETS[RESET]}
 
-_log = logging.getLogger("tensorgate.backend")
 # One buffer for all connections: the event loop fills it and calls buffer_updated before it asks for it again.
 _read_buffer = memoryview(bytearray(_READ_BYTES))
 
@@ -210,7 +210,6 @@ class Connection(ServerConnection):
         assert isinstance(call, Call)
         call.closed()
         self._shared.ended(call)
-
         if self.goaway_received and not self.streams:
             self.wire.close(_PATIENCE)
 
@@ -225,7 +224,7 @@ class Connection(ServerConnection):
             self._remove(stream)
 
     def on_connection_fault(self, fault: ConnectionFault) -> None:
-        _log.info("%s: connection error: %s", self.wire.peer_name, fault.reason)
+        throttled(logging.INFO, "connection errors", "%s: connection error: %s", self.wire.peer_name, fault.reason)
 
 
 class ServerProtocol(asyncio.BufferedProtocol):
@@ -294,7 +293,8 @@ class ServerProtocol(asyncio.BufferedProtocol):
             if conn.paused:
                 # DATA and trailers wait in the streams meanwhile; these are heads, and what answers frames.
                 if self.transport.get_write_buffer_size() > _UNREAD_LIMIT:
-                    _log.info("%s left %d bytes unread; its connection is ended", self.peer_name, _UNREAD_LIMIT)
+                    what = "%s left %d bytes unread; its connection is ended"
+                    throttled(logging.INFO, "unread answers", what, self.peer_name, _UNREAD_LIMIT)
                     self.transport.abort()
                 return
 
