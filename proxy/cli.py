@@ -118,6 +118,10 @@ def _backend(arguments: argparse.Namespace) -> int:
                 f"--{name} {found}: the backend speaks plaintext to anybody who reaches it, and other machines can "
                 "reach this address; listen on 127.0.0.1 or unix:/PATH, or add --insecure-any-address"
             )
+    given = [address for address in addresses.values() if address is not None]
+    taken = [str(address) for address in given if address.is_unix or address.port]
+    if twice := [address for address in taken if taken.count(address) > 1]:
+        return _usage(f"{twice[0]} is given twice; give --listen, --http and --metrics an address each")
     if arguments.load_model and arguments.model_control_mode != "explicit":
         return _usage("--load-model is for --model-control-mode explicit; in other modes all models are loaded")
     if not arguments.repository.is_dir():

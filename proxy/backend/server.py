@@ -31,7 +31,7 @@ from proxy.backend.services import health, inference
 from proxy.backend.services.call import Call
 from proxy.backend.services.http2 import Connections, ServerProtocol
 from proxy.backend.services.rest import RestService
-from proxy.backend.sockets import SocketFile
+from proxy.backend.sockets import SocketFile, listen
 from proxy.config.model import Address
 from proxy.spawn import spawn
 from proxy.telemetry import log
@@ -75,32 +75,33 @@ class Backend:
         self._files: list[SocketFile] = []
         self._watch: asyncio.Task[None] | None = None
 
-    async def start(self, listen: Address, accept: bool = True) -> Address:
+    async def start(self, address: Address, accept: bool = True) -> Address:
         """Bind for gRPC, and listen if `accept`; returns the address with its real port. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._lag.start()
-        if listen.is_unix:
-            sock = self._bind(listen)
+        if address.is_unix:
+            sock = self._bind(address)
             server = await loop.create_unix_server(self._protocol, sock=sock, backlog=_BACKLOG, start_serving=accept)
             self._servers.append(server)
-            return listen
+            return address
         server = await loop.create_server(
-            self._protocol, listen.host or None, listen.port, backlog=_BACKLOG, start_serving=accept
+            self._protocol, address.host or None, address.port, backlog=_BACKLOG, start_serving=accept
         )
         self._servers.append(server)
-        return Address(listen.host, server.sockets[0].getsockname()[1], "")
+        return Address(address.host, server.sockets[0].getsockname()[1], "")
 
-    async def start_http(self, listen: Address, accept: bool = True) -> Address:
+    async def start_http(self, address: Address, accept: bool = True) -> Address:
         """The same for REST."""
-        return await self._rest.start(listen, accept, self._bind(listen) if listen.is_unix else None)
+        return await self._rest.start(address, accept, self._bind(address) if address.is_unix else None)
 
-    async def start_metrics(self, listen: Address) -> Address:
+    async def start_metrics(self, address: Address) -> Address:
         """The same for the metrics page, which is there at once."""
-        return await self._metrics.start(listen)
+        return await self._metrics.start(address)
 
     async def accept(self) -> None:
-        """Take connections from now on."""
+        """Take connections from now on. Raises OSError when another process has begun to, meanwhile."""
         for server in self._servers:
+            listen(server, _BACKLOG)
             await server.start_serving()
         await self._rest.accept()
 
@@ -141,8 +142,8 @@ class Backend:
         if not await self._connections.idle(grace):
             _log.warning("%d calls were still running after %g s; they are cut off", len(self.running()), grace)
 
-    def _bind(self, listen: Address) -> socket.socket:
-        file = SocketFile(Path(listen.path))
+    def _bind(self, address: Address) -> socket.socket:
+        file = SocketFile(Path(address.path))
         self._files.append(file)
         return file.bind()
 
@@ -216,7 +217,11 @@ async def _load(backend: Backend, bound: dict[str, Address]) -> bool:
     except LoadError as error:
         _log.error("%s", error)
         return False
-    await backend.accept()
+    try:
+        await backend.accept()
+    except OSError as error:
+        _log.error("backend cannot listen on %s: %s", " and ".join(map(str, bound.values())), error.strerror or error)
+        return False
     for protocol, address in bound.items():
         _log.info("backend listens: %s on %s", protocol, address)
     models = backend.repository.models.values()

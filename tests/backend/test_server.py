@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -92,6 +93,33 @@ async def test_a_socket_whose_server_hangs_is_left_alone(models: Path, folder: P
         with pytest.raises(OSError, match="another process listens"):
             await Backend(models).start(Address(path=str(path)))
     assert path.exists()
+
+
+async def test_a_socket_of_a_server_that_loads_is_left_alone(models: Path, folder: Path) -> None:
+    address = Address(path=str(folder / "b.sock"))
+    first = Backend(models)
+    await first.start(address, accept=False)
+    with pytest.raises(OSError, match="another process listens"):
+        await Backend(models).start(address)
+    await first.load()
+    await first.accept()
+    assert await asyncio.to_thread(is_ready, f"unix:{address.path}")
+    await first.stop(grace=0)
+    assert list(folder.glob("b.sock*")) == []
+
+
+async def test_of_two_servers_that_load_for_one_address_one_says_so(models: Path) -> None:
+    first, second = Backend(models), Backend(models)
+    address = await first.start(Address("127.0.0.1", 0), accept=False)
+    assert await second.start(address, accept=False) == address
+    await second.load()
+    await second.accept()
+    await first.load()
+    with pytest.raises(OSError, match="Address already in use"):
+        await first.accept()
+    assert await asyncio.to_thread(is_ready, str(address))
+    for backend in (first, second):
+        await backend.stop(grace=0)
 
 
 def failing(repository: Path, listen: str, folder: Path) -> str:
