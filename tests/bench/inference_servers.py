@@ -40,6 +40,7 @@ BATCH = 64
 DELAY_MICROSECONDS = 2000
 MLSERVER_BATCH_SECONDS = 0.001
 RUNTIME = Path(__file__).with_name("inference_mlserver_runtime.py")
+_BATCHING = "dynamic_batching { }\n"
 DIGITS_FILE = repository_path() / "digits/1/model.onnx"
 
 
@@ -143,11 +144,13 @@ def has_rest() -> bool:
 
 
 def write_repository(folder: Path) -> Path:
-    """The samples; digits with dynamic batching; and the convolutional network without and with it."""
+    """The samples; digits without dynamic batching and with it; and the convolutional network likewise."""
     shutil.copytree(repository_path(), folder)
     batched = shutil.copytree(folder / DIGITS, folder / DIGITS_BATCHED)
-    config = (batched / "config.pbtxt").read_text().replace(f'name: "{DIGITS}"', f'name: "{DIGITS_BATCHED}"')
-    (batched / "config.pbtxt").write_text(config + "\ndynamic_batching { }\n")
+    config = (batched / "config.pbtxt").read_text()
+    assert _BATCHING in config
+    (batched / "config.pbtxt").write_text(config.replace(f'name: "{DIGITS}"', f'name: "{DIGITS_BATCHED}"'))
+    (folder / DIGITS / "config.pbtxt").write_text(config.replace(_BATCHING, ""))
     networks.write_convnet(folder, CONVNET, 1, "")
     networks.write_convnet(folder, CONVNET_BATCHED, BATCH, f"max_queue_delay_microseconds: {DELAY_MICROSECONDS}")
     return folder

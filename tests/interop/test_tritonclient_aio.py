@@ -36,8 +36,7 @@ async def test_an_error(inference_gate: Gate, authority: Authority) -> None:
     assert raised.value.status() == "StatusCode.NOT_FOUND"
 
 
-@pytest.mark.triton
-async def test_a_stream_of_inferences(triton_gate: Gate, authority: Authority) -> None:
+async def test_a_stream_of_inferences(inference_gate: Gate, authority: Authority) -> None:
     asked = {f"s{seed}": add_sub_arrays(seed) for seed in range(50)}
 
     async def requests() -> AsyncIterator[dict[str, Any]]:
@@ -45,7 +44,7 @@ async def test_a_stream_of_inferences(triton_gate: Gate, authority: Authority) -
             yield {"model_name": "simple", "inputs": add_sub_inputs(*arrays), "request_id": name}
 
     async with triton.InferenceServerClient(
-        triton_gate.target, ssl=True, root_certificates=str(authority.ca_file)
+        inference_gate.target, ssl=True, root_certificates=str(authority.ca_file)
     ) as client:
         async for result, error in client.stream_infer(requests()):
             assert error is None

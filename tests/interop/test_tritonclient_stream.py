@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 from typing import Any
 
-import pytest
 import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
 
 from tests.support.certs import Authority
 from tests.support.gate import Gate
@@ -18,11 +15,11 @@ from tests.support.processes import LIVENESS
 Answers = queue.Queue[tuple[Any, Any]]
 
 
-@pytest.mark.triton
-def test_a_stream_of_inferences(triton_gate: Gate, authority: Authority) -> None:
+def test_a_stream_of_inferences(inference_gate: Gate, authority: Authority) -> None:
     answers: Answers = queue.Queue()
     asked = {f"s{seed}": add_sub_arrays(seed) for seed in range(200)}
-    with triton.InferenceServerClient(triton_gate.target, ssl=True, root_certificates=str(authority.ca_file)) as client:
+    ca_file = str(authority.ca_file)
+    with triton.InferenceServerClient(inference_gate.target, ssl=True, root_certificates=ca_file) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
         for name, (left, right) in asked.items():
             client.async_stream_infer("simple", add_sub_inputs(left, right), request_id=name)
@@ -34,11 +31,11 @@ def test_a_stream_of_inferences(triton_gate: Gate, authority: Authority) -> None
     assert not asked
 
 
-@pytest.mark.triton
-def test_an_error_inside_the_stream_leaves_it_open(triton_gate: Gate, authority: Authority) -> None:
+def test_an_error_inside_the_stream_leaves_it_open(inference_gate: Gate, authority: Authority) -> None:
     answers: Answers = queue.Queue()
     left, right = add_sub_arrays()
-    with triton.InferenceServerClient(triton_gate.target, ssl=True, root_certificates=str(authority.ca_file)) as client:
+    ca_file = str(authority.ca_file)
+    with triton.InferenceServerClient(inference_gate.target, ssl=True, root_certificates=ca_file) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
         client.async_stream_infer("no-such-model", add_sub_inputs(left, right))
         _, error = answers.get(timeout=LIVENESS)
@@ -48,18 +45,3 @@ def test_an_error_inside_the_stream_leaves_it_open(triton_gate: Gate, authority:
         assert error is None
         check_add_sub(result, left, right)
         client.stop_stream()
-
-
-def test_a_server_without_the_streaming_call_says_so(embedded_gate: Gate, authority: Authority) -> None:
-    answers: Answers = queue.Queue()
-    with triton.InferenceServerClient(
-        embedded_gate.target, ssl=True, root_certificates=str(authority.ca_file)
-    ) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)))
-        # It refuses to send on a stream whose error has been reported already.
-        with contextlib.suppress(InferenceServerException):
-            client.async_stream_infer("simple", add_sub_inputs(*add_sub_arrays()))
-        result, error = answers.get(timeout=LIVENESS)
-        client.stop_stream()
-    assert result is None
-    assert error.status() == "StatusCode.UNIMPLEMENTED"
