@@ -1,13 +1,17 @@
 """Which models are served, and who decides: the repository alone, whoever changes its files, or clients.
 
-And what a client's files come to: a private directory. Everything about them is the client's to choose, so all of it is
+And what a client's files come to: a private folder. Everything about them is the client's to choose, so all of it is
 checked before a file is made.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +25,7 @@ _MOST_PARTS = 8
 _LONGEST_PART = 255
 _LONGEST_NAME = 255
 _INNER = "override"
+_PREFIX = "tensorgate-files-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +66,64 @@ def _check_path(path: str) -> None:
             raise LoadError(f"file:{shown[:100]}: must be a relative path of plain names, as in file:1/model.onnx")
 
 
-def write_files(files: Mapping[str, bytes]) -> tuple[Path, Path]:
+class PrivateFolder:
+    """A new folder for temporary files, locked for as long as this process lives: see `remove_leftovers`."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 0700
+            # Before it is locked, a process that starts may take it for a leftover.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                self._unlock = weakref.finalize(self, os.close, _lock(self.path))
+                return
+
+    def remove(self) -> None:
+        """More than once does no harm. Blocks; from any thread."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._unlock()
+
+
+def remove_leftovers() -> None:
+    """Remove the folders of this user's processes that were killed: they are not locked. Blocks; raises nothing."""
+    try:
+        found = list(Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"))
+    except OSError:
+        return
+    for path in found:
+        with contextlib.suppress(OSError):
+            lock = _lock(path)
+            if os.fstat(lock).st_uid == os.geteuid():
+                shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """-> a file descriptor that holds the folder's lock until it is closed.
+
+    Raises OSError: BlockingIOError if another one holds it, FileNotFoundError if that one has removed the folder.
+    """
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.stat()
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def write_files(files: Mapping[str, bytes]) -> tuple[PrivateFolder, Path]:
     """Write files that `check_files` let pass -> (a new private folder, the model's directory in it).
 
     Raises LoadError, and leaves nothing behind then. Blocks.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="tensorgate-model-"))
+        folder = PrivateFolder()
     except OSError as error:
         raise LoadError(f"files cannot be written: {error.strerror}") from None
     try:
-        directory = folder / _INNER
+        directory = folder.path / _INNER
         directory.mkdir()
         for path, content in files.items():
             file = directory / path
@@ -79,6 +131,6 @@ def write_files(files: Mapping[str, bytes]) -> tuple[Path, Path]:
             with file.open("xb") as opened:
                 opened.write(content)
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
         raise LoadError(f"files cannot be written: {error.strerror}") from None
     return folder, directory

@@ -8,10 +8,10 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
@@ -19,7 +19,7 @@ from typing import TypeVar
 from proxy.backend import config as configuration
 from proxy.backend import derive
 from proxy.backend.cache import ResponseCache
-from proxy.backend.control import write_files
+from proxy.backend.control import PrivateFolder, write_files
 from proxy.backend.errors import LoadError, description
 from proxy.backend.loaded import Loaded
 from proxy.backend.protos import model_config_pb2 as pb
@@ -33,6 +33,7 @@ _log = logging.getLogger("tensorgate.backend")
 _MOST_DEEP = 8
 _MOST_ENTRIES = 20_000
 _MOST_REASON = 2000  # characters: a model's exception may say anything
+_MOST_TOLD = 256
 
 T = TypeVar("T")
 
@@ -69,10 +70,25 @@ async def in_thread(call: Callable[[], T], name: str) -> T:
 def list_models(path: Path) -> dict[str, Path]:
     """The models' directories by name. Raises LoadError."""
     try:
-        found = sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        found = sorted(entry for entry in path.iterdir() if entry.name[0] != "." and _is_folder(entry))
     except OSError as error:
         raise LoadError(f"model repository {path} cannot be read: {error.strerror}") from None
     return {entry.name: entry for entry in found}
+
+
+def _is_folder(path: Path) -> bool:
+    """False, too, where it can't be found out, as with a link to too long a name: others are none the worse for it."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        _leave_out(path, error.strerror)
+        return False
+
+
+@lru_cache(_MOST_TOLD)
+def _leave_out(path: Path, why: str) -> None:
+    """Say it once: clients can have a directory read as often as they like."""
+    _log.warning("%s is left out: it cannot be read: %s", path, why)
 
 
 def scan(path: Path) -> dict[str, bytes]:
@@ -148,7 +164,7 @@ class Made:
     faults: dict[int, str] = field(default_factory=dict)
     others: list[int] = field(default_factory=list)
     reason: str = ""
-    folder: Path | None = None
+    folder: PrivateFolder | None = None
 
     def discard(self) -> None:
         """Nobody wants it: end what it started. Blocks for as long as removing files takes."""
@@ -157,7 +173,7 @@ class Made:
             loaded.scheduler.close()
         self.versions = {}
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.remove()
             self.folder = None
 
 
@@ -199,10 +215,10 @@ def _make(order: Order, made: Made) -> None:
 
 def _versions(directory: Path) -> list[int]:
     try:
-        folders = [entry.name for entry in directory.iterdir() if entry.is_dir()]
+        folders = [entry.name for entry in directory.iterdir() if VERSION.fullmatch(entry.name) and _is_folder(entry)]
     except OSError as error:
         raise LoadError(f"{directory.name} cannot be read: {error.strerror}") from None
-    return [int(name) for name in folders if VERSION.fullmatch(name)]
+    return [int(name) for name in folders]
 
 
 def _make_version(number: int, directory: Path, base: pb.ModelConfig, order: Order, made: Made, say: bool) -> None:
@@ -245,4 +261,7 @@ def _start(number: int, directory: Path, base: pb.ModelConfig, order: Order, say
 
 def _reason(error: BaseException) -> str:
     text = str(error) if isinstance(error, (LoadError, OSError)) else description(error)
+    # A client's configuration is in it: it comes into logs, the index and other clients' answers.
+    shown = text[: _MOST_REASON + 1]
+    text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in shown)
     return text if len(text) <= _MOST_REASON else f"{text[:_MOST_REASON]}..."

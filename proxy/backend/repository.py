@@ -20,12 +20,11 @@ from pathlib import Path
 from threading import Thread
 
 from proxy.backend.cache import ResponseCache
-from proxy.backend.control import Control, check_files, check_name
-from proxy.backend.errors import Code, InferenceError, LoadError, invalid
+from proxy.backend.control import Control, check_files, check_name, remove_leftovers
+from proxy.backend.errors import Code, InferenceError, LoadError, description, invalid
 from proxy.backend.loaded import Loaded
 from proxy.backend.loading import VERSION, Made, Order, in_thread, list_models, make, scan
 from proxy.backend.state import (
-    UNLOADED,
     Generation,
     IndexEntry,
     Model,
@@ -42,9 +41,29 @@ __all__ = ["Control", "IndexEntry", "Loaded", "Model", "Repository", "State", "V
 
 _log = logging.getLogger("tensorgate.backend")
 _LOADERS = 2  # models loaded at a time: each may take much memory while it is being loaded
+_PATIENCE = 60.0  # seconds that a load keeps others waiting: one that hangs would do so for ever
 _MOST_UNLISTED = 256  # models that are in no directory, each of a name that a client chose
 _DEFAULT = Control()
 _FIXED = "explicit model load / unload is not allowed if polling is enabled"  # in mode none, too: Triton's words
+
+
+class _Place:
+    """One of the places for loads, which was taken: given back by `leave`, or by itself after _PATIENCE, and once."""
+
+    def __init__(self, room: asyncio.Semaphore, name: str) -> None:
+        self._room = room
+        self._name = name
+        self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(_PATIENCE, self._overdue)
+
+    def leave(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._room.release()
+
+    def _overdue(self) -> None:
+        _log.warning("model %s has been loading for %g s; others no longer wait for it", self._name, _PATIENCE)
+        self.leave()
 
 
 class Repository:
@@ -122,6 +141,7 @@ class Repository:
 
     async def load(self) -> None:
         """Load what is to be served from the start. Raises LoadError if the directory can't be read."""
+        await in_thread(remove_leftovers, "leftovers")
         if self.control.mode == "explicit":
             await self._load_startup()
         else:
@@ -153,10 +173,11 @@ class Repository:
             try:
                 await self._look()
                 said = ""
-            except LoadError as error:
-                if said != str(error):
-                    said = str(error)
-                    _log.error("%s; what is loaded stays", error)
+            except Exception as error:  # noqa: BLE001  (no memory, no thread: perhaps later)
+                text = str(error) if isinstance(error, LoadError) else description(error)
+                if said != text:
+                    said = text
+                    _log.error("%s; what is loaded stays", text)
 
     async def poll(self) -> None:
         """One look of `watch`, and what comes of it. Raises LoadError if the directory can't be read."""
@@ -174,26 +195,26 @@ class Repository:
                 begun.append(spawn(self._load_listed(name, self.path / name, mark), "load"))
         for name, model in list(self.models.items()):
             if name not in found and not model.loading and not model.lock.locked():
-                begun.append(spawn(self._remove(name), "unload"))
+                self._unload(model)
+                self._forget(model)
         return begun
 
     async def _load_listed(self, name: str, directory: Path, mark: bytes) -> None:
         model = await self._hold(name)
         try:
-            async with self._room:
+            place = await self._place(name)
+            try:
                 await self._load(model, self._order(name, directory, mark=mark))
+            finally:
+                place.leave()
         finally:
             model.lock.release()
 
-    async def _remove(self, name: str) -> None:
-        model = await self._hold(name)
-        try:
-            self._unload(model)
-            if not model.versions or all(one.reason not in ("", UNLOADED) for one in model.versions.values()):
-                del self.models[name]  # it never served
-            model.seen = b""
-        finally:
-            model.lock.release()
+    def _forget(self, model: Model) -> None:
+        """In mode poll: leave nothing of a model whose directory is gone, once nothing of it runs."""
+        gone = model.name not in self._listed and self.models.get(model.name) is model
+        if self.control.mode == "poll" and gone and model.idle:
+            del self.models[model.name]
 
     # -- what clients ask for
 
@@ -286,17 +307,21 @@ class Repository:
         model = await self._hold(name)
         try:
             # Here a caller can still leave, and what it sent is let go with it.
-            await self._room.acquire()
+            place = await self._place(name)
         except BaseException:
             model.lock.release()
             raise
-        return await asyncio.shield(spawn(self._load_held(model, order), "load"))
+        return await asyncio.shield(spawn(self._load_held(model, order, place), "load"))
 
-    async def _load_held(self, model: Model, order: Order) -> InferenceError | None:
+    async def _place(self, name: str) -> _Place:
+        await self._room.acquire()
+        return _Place(self._room, name)
+
+    async def _load_held(self, model: Model, order: Order, place: _Place) -> InferenceError | None:
         try:
             return await self._load(model, order)
         finally:
-            self._room.release()
+            place.leave()
             self._let_go(model)
 
     def _let_go(self, model: Model) -> None:
@@ -328,7 +353,7 @@ class Repository:
         before = model.put(generation, made.mark)
         _log.info("model %s is ready: version %s", model.name, ", ".join(str(one.number) for one in versions))
         if before is not None:
-            self._retire(before)
+            self._retire(model, before)
         return None
 
     def _failed(self, model: Model, made: Made) -> InferenceError:
@@ -353,9 +378,9 @@ class Repository:
         taken = model.take()
         if taken is not None:
             _log.info("model %s is being unloaded", model.name)
-            self._retire(taken)
+            self._retire(model, taken)
 
-    def _retire(self, generation: Generation) -> None:
+    def _retire(self, model: Model, generation: Generation) -> None:
         generation.retire()
         for scheduler in generation.schedulers:
             self._cache.forget(scheduler.number)
@@ -365,13 +390,14 @@ class Repository:
         def finish() -> None:
             generation.finish()
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-                loop.call_soon_threadsafe(self._retired, generation)
+                loop.call_soon_threadsafe(self._retired, model, generation)
 
         Thread(target=finish, name="unload", daemon=True).start()
 
-    def _retired(self, generation: Generation) -> None:
+    def _retired(self, model: Model, generation: Generation) -> None:
         generation.ended()
         self._retiring.discard(generation)
+        self._forget(model)
 
     # -- the end
 
@@ -391,6 +417,8 @@ class Repository:
 
 
 def _number(version: str) -> int:
+    if version == "0":
+        return 0  # no model has it: not found, as in Triton
     if not VERSION.fullmatch(version):
         raise invalid(f"model version is '{version}'; it must be a number above 0, or empty for the latest")
     return int(version)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 
+from proxy.backend.control import PrivateFolder
 from proxy.backend.errors import Code, InferenceError
 from proxy.backend.loaded import Loaded
 from proxy.backend.scheduler import Scheduler
@@ -36,6 +35,11 @@ class Version:
     reason: str = ""
     loaded: Loaded | None = None
 
+    @property
+    def fault(self) -> str:
+        """Why it could not be loaded."""
+        return self.reason if self.reason != UNLOADED else ""
+
 
 @dataclass(slots=True, eq=False)
 class Generation:
@@ -43,7 +47,7 @@ class Generation:
 
     versions: list[Version]
     schedulers: list[Scheduler]
-    folder: Path | None
+    folder: PrivateFolder | None
 
     def retire(self) -> None:
         """Take no further requests; those that came are answered."""
@@ -61,7 +65,7 @@ class Generation:
 
     def remove(self) -> None:
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.remove()
 
     def ended(self) -> None:
         for version in self.versions:
@@ -123,10 +127,18 @@ class Model:
         """Serve nothing any more -> what served."""
         taken, self.generation = self.generation, None
         self.latest = None
-        self.served = b""
+        self.seen = self.served = b""
         if taken is not None:
             self.reason = ""
+            # Versions of loads that failed meanwhile go with what they were to replace.
+            self.versions = {number: one for number, one in self.versions.items() if not one.fault}
         return taken
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of it is served, being loaded or unloaded."""
+        going = any(version.state is State.UNLOADING for version in self.versions.values())
+        return self.generation is None and not going and not self.loading and not self.lock.locked()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +183,7 @@ def not_ready(model: Model) -> InferenceError:
         return InferenceError(Code.UNAVAILABLE, f"model '{model.name}' {State.LOADING.value}")
     if model.reason:
         return InferenceError(Code.UNAVAILABLE, f"model '{model.name}' is not ready: {model.reason}")
-    broken = [one for _, one in sorted(model.versions.items()) if one.reason not in ("", UNLOADED)]
+    broken = [one for _, one in sorted(model.versions.items()) if one.fault]
     if broken:
         return version_not_ready(model, broken[-1])
     if not model.versions:
@@ -180,9 +192,9 @@ def not_ready(model: Model) -> InferenceError:
 
 
 def version_not_ready(model: Model, version: Version) -> InferenceError:
-    if version.reason in ("", UNLOADED):
+    if not version.fault:
         text = f"Request for unknown model: '{model.name}' version {version.number} is not at ready state"
         return InferenceError(Code.UNAVAILABLE, text)
     return InferenceError(
-        Code.UNAVAILABLE, f"model '{model.name}' version {version.number} {version.state.value}: {version.reason}"
+        Code.UNAVAILABLE, f"model '{model.name}' version {version.number} {version.state.value}: {version.fault}"
     )

@@ -28,6 +28,7 @@ from proxy.backend.tensors import BF16, BYTES, DataType
 _log = logging.getLogger("tensorgate.backend")
 _FOLDER = "warmup"
 _MOST_BYTES = 2**30  # of a sample
+_MOST_TIMES = 10_000  # that it runs, and requests of it: an override with 2**32 would load for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ def _sample(warmup: pb.ModelWarmup, config: pb.ModelConfig, folder: Path) -> _Sa
     batched = config.max_batch_size > 0
     if batched and warmup.batch_size > config.max_batch_size:
         raise LoadError(f"{label}: batch_size is {warmup.batch_size}; max_batch_size is {config.max_batch_size}")
+    for field, value in (("batch_size", warmup.batch_size), ("count", warmup.count)):
+        if value > _MOST_TIMES:
+            raise LoadError(f"{label}: {field} is {value}; at most {_MOST_TIMES} is supported")
     tensors = []
     total = 0
     for name, given in sorted(warmup.inputs.items()):

@@ -28,7 +28,11 @@ def printable(text: str) -> str:
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_timestamp(record)} {record.levelname.lower():7} {printable(record.getMessage())}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        # What a model says of a client's text may have lines of its own.
+        trace = "\n".join("    " + printable(one) for one in self.formatException(record.exc_info).splitlines())
+        return f"{line}\n{trace}"
 
 
 class _JsonFormatter(logging.Formatter):

@@ -163,6 +163,26 @@ async def test_a_broken_reload_keeps_the_old_version(repository: Repository) -> 
     assert await ask(repository, "m") == 2
 
 
+@pytest.mark.parametrize("version", [1, 2])
+async def test_an_unload_forgets_a_reload_that_failed(repository: Repository, version: int) -> None:
+    write(repository.path / "m", BROKEN, version=version)
+    assert "ValueError: boom" in await refused(repository, "m", Code.INVALID_ARGUMENT)
+    assert [line[1] for line in index(repository) if line[0] == "m"] == ["1", "2"][:version]
+    await repository.unload_model("m")
+    with pytest.raises(InferenceError, match=r"^Request for unknown model: 'm' has no available versions$") as gone:
+        repository.find("m", "")
+    assert gone.value.code is Code.NOT_FOUND
+    await until(lambda: ("m", "1", "UNAVAILABLE", "unloaded") in index(repository))
+    assert [line for line in index(repository) if line[0] == "m"] == [("m", "1", "UNAVAILABLE", "unloaded")]
+
+
+async def test_an_unload_keeps_why_a_model_never_served(repository: Repository) -> None:
+    await refused(repository, "broken", Code.INVALID_ARGUMENT)
+    await repository.unload_model("broken")
+    with pytest.raises(InferenceError, match="ValueError: boom"):
+        repository.find("broken", "")
+
+
 async def test_a_config_in_place_of_the_file(repository: Repository) -> None:
     await repository.load_model("m", json.dumps({**TENSORS, "instance_group": [{"count": 3, "kind": "KIND_CPU"}]}))
     assert repository.find("m", "").config.instance_group[0].count == 3
@@ -208,6 +228,29 @@ async def test_bad_configs(repository: Repository, case: tuple[str, str]) -> Non
     assert part in says
     assert len(says) < 1000
     assert await ask(repository, "m") == 1
+
+
+FORGED = "x\n2026-11-23T09:00:00Z info forged\x1b[31m"
+
+
+@pytest.mark.parametrize("field", ["name", FORGED, "backend", "default_model_filename"])
+async def test_a_reason_is_one_line(
+    repository: Repository, field: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InferenceError) as failed:
+        await repository.load_model("waits", json.dumps({**TENSORS, field: FORGED}))
+    assert "x\\n2026-11-23T09:00:00Z info forged\\x1b[31m" in str(failed.value)
+    for text in (str(failed.value), *(entry.reason for entry in repository.index(ready_only=False)), *caplog.messages):
+        assert text.isprintable()
+
+
+async def test_a_long_reason_is_cut(repository: Repository) -> None:
+    code = b"raise ValueError('\\n' * 10_000_000)\n"
+    await refused(repository, "waits", Code.INVALID_ARGUMENT, CONFIG, {"1/model.py": code})
+    (entry,) = [entry for entry in repository.index(ready_only=False) if entry.name == "waits"]
+    assert entry.reason.isprintable()
+    assert entry.reason.endswith("...")
+    assert len(entry.reason) == 2003
 
 
 async def test_files_of_a_client(repository: Repository, temporary: Path) -> None:

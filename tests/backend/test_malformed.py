@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, list[bytes], str, list[str]]] = {
     "no model name": (IN0, [ROW], "NOT_FOUND", ["unknown model: ''"]),
     "unknown version": (SIMPLE + 'model_version: "7"', [], "NOT_FOUND", ["'simple'", "version 7"]),
     "version is no number": (SIMPLE + 'model_version: "one"', [], BAD, ["'one'", "number above 0"]),
-    "version zero": (SIMPLE + 'model_version: "0"', [], BAD, ["'0'"]),
+    "version zero": (SIMPLE + 'model_version: "0"', [], "NOT_FOUND", ["'simple'", "version 0 is not found"]),
     "no inputs": (SIMPLE, [], BAD, ["'INPUT0'", "requires 2", "got 0"]),
     "missing input": (SIMPLE + IN0, [ROW], BAD, ["'INPUT1'", "requires 2", "got 1"]),
     "too many inputs": (SIMPLE + IN0 + IN1 + IN1, [ROW] * 3, BAD, ["takes 2 inputs", "got 3"]),

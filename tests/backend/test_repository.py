@@ -17,7 +17,7 @@ import pytest
 from proxy.backend.control import Control
 from proxy.backend.errors import Code, InferenceError
 from proxy.backend.loading import mark
-from proxy.backend.repository import Repository
+from proxy.backend.repository import _LOADERS, Repository
 from tests.backend import rendezvous
 from tests.backend.models import NUMBER_TO_NUMBER, WAITS
 from tests.backend.repositories import BROKEN, answers, ask, calls, index, until, write
@@ -49,7 +49,8 @@ async def test_a_model_is_added_changed_and_removed(repository: Repository) -> N
     with pytest.raises(InferenceError, match="'other' has no available versions") as gone:
         repository.find("other", "")
     assert gone.value.code is Code.NOT_FOUND
-    await until(lambda: ("other", "1", "UNAVAILABLE", "unloaded") in index(repository))
+    await until(lambda: index(repository) == [("m", "1", "READY", "")])
+    assert "other" not in repository.models
     assert await ask(repository, "m") == 1
     write(path / "other", answers(7))
     await repository.poll()
@@ -63,6 +64,77 @@ async def test_watch_looks_by_itself(repository: Repository) -> None:
         await asyncio.sleep(0.01)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_watch_outlives_what_nobody_thought_of(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class NoThread(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("proxy.backend.loading.Thread", NoThread)
+        watching = asyncio.create_task(repository.watch())
+        await until(lambda: "RuntimeError: can't start new thread; what is loaded stays" in caplog.text)
+    write(repository.path / "m", answers(2))
+    while await ask(repository, "m") != 2:
+        await asyncio.sleep(0.01)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_an_entry_that_cannot_be_read_is_left_out(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = repository.path
+    for odd in (path / "odd", path / "other/2"):
+        odd.parent.mkdir(exist_ok=True)
+        odd.symlink_to("a" * 300)
+    write(path / "other", answers(5))
+    for _ in range(3):
+        await repository.poll()
+    assert (await ask(repository, "m"), await ask(repository, "other")) == (1, 5)
+    assert [line[0] for line in index(repository)] == ["m", "other"]
+    for odd in ("odd", "other/2"):
+        assert caplog.text.count(f"{path}/{odd} is left out: it cannot be read: File name too long") == 1
+
+
+async def test_names_that_come_and_go_leave_nothing(repository: Repository) -> None:
+    for number in range(5):
+        path = write(repository.path / f"job{number}", BROKEN if number % 2 else answers(number))
+        await repository.poll()
+        shutil.rmtree(path)
+    await repository.poll()
+    await until(lambda: list(repository.models) == ["m"])
+    assert index(repository) == [("m", "1", "READY", "")]
+    tasks = asyncio.all_tasks()
+    assert await repository._look() == []
+    assert asyncio.all_tasks() == tasks
+
+
+async def test_a_model_that_is_back_before_it_is_unloaded(repository: Repository) -> None:
+    rendezvous.reset()
+    model = write(repository.path / "waits", WAITS)
+    await repository.poll()
+    call = asyncio.create_task(ask(repository, "waits", sent=1))
+    await until(lambda: rendezvous.ran == [1])
+    away = model.rename(repository.path.with_name("away"))
+    await repository.poll()
+    assert ("waits", "1", "UNLOADING", "") in index(repository)
+    away.rename(model)
+    await repository.poll()
+    rendezvous.release.set()
+    assert await call == 1
+    await until(lambda: rendezvous.finalized == ["waits"])
+    assert await ask(repository, "waits", sent=2) == 2
+
+
+async def test_version_0_is_not_found(repository: Repository) -> None:
+    with pytest.raises(InferenceError, match=r"^Request for unknown model: 'm' version 0 is not found$") as unknown:
+        repository.find("m", "0")
+    assert unknown.value.code is Code.NOT_FOUND
+    assert not repository.is_ready("m", "0")
 
 
 async def test_watch_outlives_a_directory_that_is_gone(
@@ -224,6 +296,26 @@ async def test_a_model_that_hangs_while_it_is_loaded_holds_up_no_other(repositor
     await until(lambda: repository.is_ready("hangs", ""))
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_models_that_hang_give_their_places_back(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rendezvous.reset()
+    monkeypatch.setattr("proxy.backend.repository._PATIENCE", 0.01)
+    for name in ("h1", "h2", "h3"):
+        hangs = f"from tests.backend import rendezvous\nrendezvous.execute({name[1]})\n"
+        write(repository.path / name, hangs + answers(3))
+    polling = asyncio.create_task(repository.poll())
+    await until(lambda: sorted(rendezvous.ran) == [1, 2, 3])
+    await until(lambda: caplog.text.count("others no longer wait for it") == 3)
+    write(repository.path / "m", answers(2))
+    await repository.poll()
+    assert await ask(repository, "m") == 2
+    rendezvous.release.set()
+    await polling
+    assert [await ask(repository, name) for name in ("h1", "h2", "h3")] == [3, 3, 3]
+    assert repository._room._value == _LOADERS
 
 
 async def test_no_call_fails_while_a_model_is_reloaded(repository: Repository) -> None:

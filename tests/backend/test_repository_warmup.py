@@ -103,6 +103,8 @@ BAD: dict[str, tuple[str, list[str]]] = {
         ["'first'", "1073741824"],
     ),
     "a large batch": (sample(ZEROS, batch=5), ["batch_size is 5", "max_batch_size is 4"]),
+    "a batch without end": (sample(ZEROS, batch=2**32 - 1), ["batch_size is 4294967295", "max_batch_size is 4"]),
+    "no end": (sample(ZEROS, more="count: 4294967295"), ["'first'", "count is 4294967295", "at most 10000"]),
     "no file": (sample(given("IN", "TYPE_INT32", "1", 'input_data_file: "x"')), ["warmup/x", "No such file"]),
     "a short file": (
         sample(given("IN", "TYPE_INT32", "3", 'input_data_file: "short"')),
@@ -142,6 +144,15 @@ async def test_a_model_without_batches_gets_each_request_alone(repository: Repos
     repository.find("m", "")
     lines = (repository.path / "m/1/ran").read_text().splitlines()
     assert [eval(line)[1] for line in lines] == [{"IN": ((2,), [0, 0])}] * 3
+
+
+async def test_a_sample_has_an_end_without_batches_too(repository: Repository) -> None:
+    tensors = TENSORS.replace("max_batch_size: 4", "")
+    empty = sample(given("IN", "TYPE_INT32", "0", "zero_data: true"), batch=2**32 - 1)
+    write_model(repository.path, "m", tensors + empty, {"1/model.py": RECORDS})
+    await repository.load()
+    says = repository.models["m"].versions[1].reason
+    assert says == "m/config.pbtxt: model_warmup 'first': batch_size is 4294967295; at most 10000 is supported"
 
 
 @pytest.mark.parametrize("kind", ["FP16", "FP32", "FP64", "BF16"])

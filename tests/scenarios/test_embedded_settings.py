@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,24 @@ def test_a_backend_that_died_is_started_again_as_it_was_set(
     gate.wait_log(LISTENS, since=mark)
     wait_for(lambda: gate.get("/readyz")[0] == 200, "the gate to be ready again")
     assert ready(client) == {"digits": False, "simple": True}
+
+
+def test_files_of_clients_do_not_outlive_a_backend_that_was_killed(
+    gate: Gate, client: triton.InferenceServerClient
+) -> None:
+    tensors = {
+        "input": [{"name": "IN", "data_type": "TYPE_INT32", "dims": [1]}],
+        "output": [{"name": "OUT", "data_type": "TYPE_INT32", "dims": [1]}],
+    }
+    code = b"class Model:\n    def execute(self, batch):\n        return {'OUT': batch['IN']}\n"
+    client.load_model("mine", config=json.dumps(tensors), files={"file:1/model.py": code})
+    (backend,) = gate.process.children()
+    (folder,) = Path(backend.environ()["TMPDIR"]).glob("tensorgate-files-*")
+    mark = gate.process.mark()
+    backend.kill()
+    gate.wait_log(LISTENS, since=mark)
+    wait_for(lambda: gate.get("/readyz")[0] == 200, "the gate to be ready again")
+    assert not folder.exists()
 
 
 def test_metrics_for_other_machines_open_nothing_else(make_gate: GateMaker) -> None:
