@@ -78,8 +78,8 @@ def test_an_error_is_written_with_its_traceback() -> None:
     code = "try: 1 / 0\nexcept ZeroDivisionError: log.logger.exception('failed')"
     lines = run("info", "text", code)
     assert lines[0].endswith("error   failed")
-    assert lines[1] == "Traceback (most recent call last):"
-    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert lines[1] == "    Traceback (most recent call last):"
+    assert lines[-1] == "    ZeroDivisionError: division by zero"
     (entry,) = [json.loads(line) for line in run("info", "json", code)]
     assert "ZeroDivisionError" in entry["error"]
 
