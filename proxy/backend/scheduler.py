@@ -29,6 +29,8 @@ MOST_WAITING = 8192  # requests in the queue of a model version; a model that ha
 
 _AHEAD = 32  # requests for each thread; those of callers that have left stay there until the thread comes to them
 
+_MOST_TURNS = 8  # of the event loop, for the sake of a larger batch
+
 _numbers = count()
 _NEVER = object()
 _log = logging.getLogger("tensorgate.backend")
@@ -292,10 +294,19 @@ class Scheduler:
         return InferenceError(Code.UNAVAILABLE, f"model '{self._spec.name}' is being unloaded")
 
     def _pump_soon(self) -> None:
-        """When all that came in this turn of the loop is in the queue, so that it can run together."""
+        """When all that comes at about this time is in the queue, so that it can run together."""
         if not self._pump_comes and self._loop is not None:
             self._pump_comes = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._pump_unless_more_come, len(self._batcher), 0)
+
+    def _pump_unless_more_come(self, known: int, turns: int) -> None:
+        """Clients that were answered together ask again together: as long as each turn of the loop brings requests, the
+        next one is waited for. A turn with nothing to do takes a few microseconds."""
+        waiting, enough = len(self._batcher), self._batcher.policy.max_rows
+        if known < waiting < enough and turns < _MOST_TURNS and self._loop is not None:
+            self._loop.call_soon(self._pump_unless_more_come, waiting, turns + 1)
+        else:
+            self._pump()
 
     def _pump(self) -> None:
         """Give idle instances what is due."""
