@@ -28,9 +28,10 @@ How a model comes to be served:
     config.py               config.pbtxt, read and checked; derive.py: what it comes to; spec.py: the result
     warmup.py               samples that are run before a version is ready
 
-And around it: server.py (listening, signals, the end), sockets.py (a unix socket's file), budget.py (bytes of messages
-that may be held), statistics.py (what was done, as Triton counts it), metrics.py, exposition.py and looplag.py (the
-metrics page), errors.py, protos/ (messages), samples/ (models to try it with).
+And around it: server.py (listening, signals, the end), sockets.py (addresses), httpconnections.py (HTTP/1.1's),
+budget.py (bytes of messages that may be held), threads.py (what takes long beside the event loop), statistics.py (what
+was done, as Triton counts it), metrics.py, exposition.py and looplag.py (the metrics page), errors.py, protos/
+(messages), samples/ (models to try it with).
 
 Nothing here may import the gate's own parts: the two meet over a socket. What both use (proxy.http2, proxy.inference)
 knows neither.

@@ -6,13 +6,13 @@ least recently goes first. For one thread, that of the event loop.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from proxy.backend.dataplane import InputTensor, Request
 from proxy.backend.execution import Output
+from proxy.backend.threads import in_thread
 
 DEFAULT_LIMIT = 64 * 2**20  # bytes
 _OVERHEAD = 512  # bytes of an entry besides its tensors
@@ -62,7 +62,7 @@ async def key_of(owner: int, request: Request) -> Key | None:
         return None
     if sum(tensor.size for tensor in request.inputs) < _LONG_TO_HASH:
         return owner, _digest(request)
-    return owner, await asyncio.to_thread(_digest, request)
+    return owner, await in_thread(lambda: _digest(request))
 
 
 def _digest(request: Request) -> bytes:

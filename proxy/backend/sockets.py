@@ -90,7 +90,8 @@ def _locked(path: Path) -> int:
                     return lock
         except BlockingIOError:
             os.close(lock)
-            raise OSError(f"another process listens on unix:{path}, or is about to; end it or listen elsewhere") from None
+            what = f"another process listens on unix:{path}, or is about to; end it or listen elsewhere"
+            raise OSError(what) from None
         os.close(lock)
 
 

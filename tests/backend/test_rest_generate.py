@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.backend.repository import Repository
 from tests.backend import rendezvous
+from tests.backend.models import ECHO, NUMBER_TO_NUMBER, write_model
 from tests.backend.test_rest import Rest, serve, write_rest_repository
 from tests.backend.test_rest_malformed import wait_for
 from tests.support.processes import LIVENESS
@@ -54,6 +56,22 @@ def test_one_answer_of_a_usual_model(rest: Rest) -> None:
 @pytest.mark.parametrize(("count", "numbers"), [(0, []), (1, 0.0), (3, [0.0, 1.0, 2.0]), ([2], [0.0, 1.0])])
 def test_one_element_is_no_list(rest: Rest, count: Any, numbers: Any) -> None:
     assert rest.json(ONCE.format("gen"), {"text_input": ["x"], "count": count})["numbers"] == numbers
+
+
+def test_an_input_may_be_called_id(tmp_path: Path) -> None:
+    config = NUMBER_TO_NUMBER.replace('"IN"', '"id"')
+    path = write_model(tmp_path / "models", "m", config, {"1/model.py": ECHO.replace('"IN"', '"id"')}).parent
+    for rest in serve(Repository(path)):
+        assert rest.json(ONCE.format("m"), {"id": 5}) == {"model_name": "m", "model_version": "1", "OUT": 5}
+
+
+def test_a_large_answer(rest: Rest) -> None:
+    body = {"text_input": "x\u00e9" * 100_000, "count": 20_000}
+    answer = rest.json(ONCE.format("gen"), body)
+    assert answer["text_output"] == body["text_input"]
+    assert answer["numbers"] == [float(number) for number in range(20_000)]
+    assert events(rest, "gen", body) == (200, [answer])
+    assert rest.quiet() == 0
 
 
 def test_a_version_is_named(rest: Rest) -> None:

@@ -235,3 +235,23 @@ def test_continue_is_said_before_a_body_that_waits_for_it(rest: Rest) -> None:
     assert response.status == 200
     assert json.load(response)["model_name"] == "simple"
     connection.close()
+
+
+def test_numbers_that_are_too_large_and_the_sign_of_zero(rest: Rest) -> None:
+    def body(numbers: str) -> bytes:
+        return b'{"inputs":[{"name":"IN","datatype":"FP32","shape":[1,2],"data":[' + numbers.encode() + b"]}]}"
+
+    assert "element 1 is too large for FP32" in rest.refused("/v2/models/grid/infer", body("1,1e999"))
+    status, _, answer = rest.ask("/v2/models/grid/infer", body("-0,0"))
+    assert status == 200
+    assert b"[-0.0,0.0]" in answer
+
+
+def test_what_is_said_last_of_an_output_counts(rest: Rest) -> None:
+    scores = {"name": "IN", "datatype": "FP32", "shape": [1, 4], "data": [0.1, 0.4, 0.3, 0.2]}
+    binary, top = ({"name": "OUT", "parameters": one} for one in ({"binary_data": True}, {"classification": 1}))
+    answer = rest.json("/v2/models/labels/infer", {"inputs": [scores], "outputs": [binary, top]})
+    assert answer["outputs"][0]["data"] == ["0.400000:1:dog"]
+    status, fields, body = rest.ask("/v2/models/labels/infer", {"inputs": [scores], "outputs": [top, binary]})
+    assert status == 200
+    assert len(body) - int(fields["inference-header-content-length"]) == 16

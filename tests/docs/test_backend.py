@@ -24,6 +24,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from proxy import cli
 from proxy.backend import answers, batching, budget, cache, config, control, exposition, metrics, repository, scheduler
+from proxy.backend import httpconnections as connections
 from proxy.backend import server as backend_server
 from proxy.backend.errors import Code, InferenceError
 from proxy.backend.protos import inference_pb2 as pb
@@ -403,6 +404,7 @@ def test_generate_is_for_one_answer(text: str, example: Example) -> None:
 JSON = {"inputs": [{"name": "logits", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
 STRICTER = {
     "a value out of range": json.dumps(JSON).replace("[1, 2, 3]", "[1e40, 2, 3]"),
+    "a number that is none": json.dumps(JSON).replace("[1, 2, 3]", "[1e999, 2, 3]"),
     "a key that is there twice": json.dumps(JSON)[:-1] + ', "id": "a", "id": "b"}',
     "a negative timeout": json.dumps(JSON)[:-1] + ', "parameters": {"timeout": -1}}',
 }
@@ -458,6 +460,9 @@ LIMITS = {
     "a ModelInferRequest besides its raw contents": wire._MOST_PARSED,
     "fields of a ModelInferRequest above 1 MiB": wire._MOST_FIELDS,
     "JSON of a request": jsontext.MOST_PARSED,
+    "lists and objects in JSON above 64 KiB": jsontext.MOST_LISTS,
+    "quotes in it": jsontext.MOST_QUOTES,
+    "lists in it that may have no numbers": jsontext._MOST_SILENT,
     "outputs as JSON": jsontensors._MOST_SENT,
     "elements of outputs as JSON": jsontensors._MOST_ELEMENTS,
     "a load over REST": rest_control._MOST_LOADED,
@@ -475,7 +480,10 @@ LIMITS = {
     "the response cache": cache.DEFAULT_LIMIT,
     "calls at once on a connection of gRPC": http2.MOST_STREAMS,
     "headers of a call": http2.HEADER_LIST,
-    "time in which a client of REST sends or takes something": service._PATIENCE,
+    "connections of REST, but at most half of the files that the process may open": connections.MOST_CONNECTIONS,
+    "time in which a client of REST sends a header section or a part of a body, or takes something": service._PATIENCE,
+    "time between two requests on a connection of REST": service._KEEP_ALIVE,
+    "time in which a client of the metrics sends a request, or takes the page": metrics._PATIENCE,
     "connections to the metrics": metrics._MOST_CONNECTIONS,
     "text of an error of gRPC": status._MAX_MESSAGE,
     "text of an error of REST": faults._LONGEST_TEXT,
@@ -489,6 +497,9 @@ def test_the_limits() -> None:
         rows[limit] = int(number) * UNITS[unit or "bytes"]
     assert rows == LIMITS
     assert rest_compression.LARGEST_INFLATED == compression.LARGEST_INFLATED
+    assert jsontext.LONG_TO_PARSE == 64 * 2**10
+    assert jsontext.MOST_PARSED == 16 * 2**20
+    assert "16 MiB are the most that is read as JSON" in TEXT
     assert wire._MOST_UNUSUAL == 64 * 2**10
     assert f"{streaming.MOST_IN_FLIGHT} requests of a stream are worked on at a time" in TEXT
     assert budget._SHARE == 4

@@ -55,6 +55,7 @@ class Call(Stream):
         "_sent_head",
         "_trailers",
         "_waiter",
+        "_working",
         "deadline",
         "ended",
         "facts",
@@ -80,6 +81,7 @@ class Call(Stream):
         self._drained: asyncio.Future[None] | None = None
         self._trailers: HeaderBlock | None = None
         self._left = False  # the stream is gone
+        self._working: asyncio.Task[None] | None = None  # that was told to stop
         self.timeout: float | None = None  # seconds
         self.deadline: float | None = None
         self.ended = False  # its status is on the way, nothing can be sent any more
@@ -296,6 +298,7 @@ class Call(Stream):
         """Stop working on it: nobody waits any more."""
         task, self.task = self.task, None
         if task is not None:
+            self._working = task
             task.cancel()
 
     def expire(self) -> None:
@@ -315,13 +318,18 @@ class Call(Stream):
         self.conn.stalled.pop(self, None)
         self._out.clear()
         self._buffer = b""
-        self.release()
         if self.timer is not None:
             self.timer.cancel()
         if not self.ended:
             self.stop()
         elif self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
+        working, self._working = self._working, None
+        if working is None or working.done():
+            self.release()
+        else:
+            # A thread may still read its messages: until that ends, they are held.
+            working.add_done_callback(lambda _: self.release())
 
 
 def _length(pieces: Sequence[Buffer]) -> int:

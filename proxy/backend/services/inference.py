@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from proxy.backend.services.rpc import LARGEST_MESSAGE, Call, Method, unary, uni
 from proxy.backend.services.streaming import StreamInfer
 from proxy.backend.services.wire import check_fields
 from proxy.backend.tensors import Buffer
+from proxy.backend.threads import turn
 
 SERVICE = "inference.GRPCInferenceService"
 _Answer = Callable[[Any], Message]
@@ -97,14 +97,17 @@ class InferenceService:
         return (response.SerializeToString(),)
 
     async def _load(self, call: Call) -> None:
+        await self._load_as(await self._load_asked(call))
+        call.write((b"",))
+
+    async def _load_asked(self, call: Call) -> pb.RepositoryModelLoadRequest:
         payload = await call.receive()
         self._repository.check_explicit()  # before anything is made of what may be large
         if payload is None:
             raise InferenceError(Code.INTERNAL, "request has no message; a RepositoryModelLoadRequest is expected")
-        request = await asyncio.to_thread(_load_request, payload)
-        del payload
-        await self._load_as(request)
-        call.write((b"",))
+        async with turn() as run:
+            call.hold(2 * len(payload))  # for the copy that protobuf reads, and for the files that it makes of it
+            return await run(lambda: _load_request(payload))
 
     async def _load_as(self, request: pb.RepositoryModelLoadRequest) -> None:
         _check_repository(request.repository_name)

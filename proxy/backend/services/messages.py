@@ -6,7 +6,6 @@ comes before them, the head, is understood once and found again by its bytes; so
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +34,7 @@ from proxy.backend.services.parameters import (
 )
 from proxy.backend.spec import ModelSpec
 from proxy.backend.tensors import Buffer
+from proxy.backend.threads import turn
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -193,8 +193,9 @@ async def _parsed(data: Buffer, hold: Callable[[int], None]) -> tuple[pb.ModelIn
     rest, raw = wire.cut(data)
     if wire.is_long(rest):
         # Where tensors are not raw; to go through them takes a while, and packed numbers grow.
-        hold(wire.MOST_GROWTH * len(rest))
-        request = await asyncio.to_thread(wire.parse_rest, rest)
+        async with turn() as run:
+            hold(wire.MOST_GROWTH * len(rest))
+            request = await run(lambda: wire.parse_rest(rest))
     else:
         request = wire.parse_rest(rest)
     return request, request.raw_input_contents if raw is None else raw

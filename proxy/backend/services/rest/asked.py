@@ -5,7 +5,6 @@ What it means to a model is the dataplane's to check.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -25,10 +24,11 @@ from proxy.backend.services.parameters import (
     scheduling,
 )
 from proxy.backend.services.rest.exchange import Exchange
-from proxy.backend.services.rest.jsontensors import to_tensor
-from proxy.backend.services.rest.jsontext import LONG_TO_PARSE, WEIGHT, check_size, is_unicode, loads, named
+from proxy.backend.services.rest.jsontensors import check_readable, to_tensor
+from proxy.backend.services.rest.jsontext import LONG_TO_PARSE, check_size, is_unicode, loads, named, weigh
 from proxy.backend.spec import ModelSpec
 from proxy.backend.tensors import BYTES, Buffer
+from proxy.backend.threads import turn
 
 _LONGEST_ID = 4096  # characters; it comes back with the answer
 
@@ -53,12 +53,13 @@ async def parsed(
     if len(text) < LONG_TO_PARSE:
         return made(loads(text), rest)
     check_size(len(text))
-    cost = WEIGHT * len(text)
-    exchange.hold(cost)
-    try:
-        return await asyncio.to_thread(lambda: made(loads(text), rest))
-    finally:
-        exchange.release(cost)
+    async with turn() as run:
+        cost = await run(lambda: weigh(text))
+        exchange.hold(cost)
+        try:
+            return await run(lambda: made(loads(text), rest))
+        finally:
+            exchange.release(cost)
 
 
 def raw(body: memoryview, spec: ModelSpec) -> Asked:
@@ -114,7 +115,7 @@ def asked(document: Any, rest: memoryview, spec: ModelSpec) -> Asked:
     parameters = plain_parameters(document.get("parameters"), "request")
     check_names(parameters)
     request_id = request_id_of(document)
-    request = Request(_inputs(listed, rest))
+    request = Request(_inputs(listed, rest, spec))
     all_binary = _flag(parameters, "binary_data_output", "request")
     binary: Collection[str] | None = ()
     if wanted := _list(document, "outputs"):
@@ -184,7 +185,7 @@ def _named_object(entry: Any, kind: str) -> tuple[str, str]:
     return name, f"{kind} '{name:.200}'"
 
 
-def _inputs(listed: Sequence[Any], rest: memoryview) -> list[InputTensor]:
+def _inputs(listed: Sequence[Any], rest: memoryview, spec: ModelSpec) -> list[InputTensor]:
     tensors = []
     at = 0
     for entry in listed:
@@ -197,7 +198,11 @@ def _inputs(listed: Sequence[Any], rest: memoryview) -> list[InputTensor]:
         if "binary_data_size" not in parameters:
             if "data" not in entry:
                 raise invalid(f"{label}: has no data; give 'data', or 'binary_data_size' in its parameters")
-            tensors.append(InputTensor(name, datatype, shape, *to_tensor(label, datatype, shape, entry["data"])))
+            check_readable(label, datatype)
+            # What the dataplane will refuse for its type or shape is not worth to be read.
+            fits = _fits(spec, name, datatype, shape)
+            contents = to_tensor(label, datatype, shape, entry["data"]) if fits else (None, None)
+            tensors.append(InputTensor(name, datatype, shape, *contents))
             continue
         if "data" in entry:
             raise invalid(f"{label}: has 'data' and 'binary_data_size'; give one of them")
@@ -211,6 +216,14 @@ def _inputs(listed: Sequence[Any], rest: memoryview) -> list[InputTensor]:
     if at != len(rest):
         raise invalid(f"body has {len(rest)} bytes of binary data, but the inputs' binary_data_size are {at} together")
     return tensors
+
+
+def _fits(spec: ModelSpec, name: str, datatype: str, shape: Sequence[int]) -> bool:
+    expected = spec.input_named.get(name)
+    if expected is None or datatype != expected.datatype.name:
+        return False
+    dims = (-1, *expected.dims) if spec.max_batch_size else expected.dims
+    return len(shape) == len(dims) and all(got >= 0 and dim in (-1, got) for got, dim in zip(shape, dims, strict=True))
 
 
 def _shape(entry: Mapping[str, Any], label: str) -> tuple[int, ...]:
@@ -228,15 +241,14 @@ def _shape(entry: Mapping[str, Any], label: str) -> tuple[int, ...]:
 
 
 def _outputs(listed: Sequence[Any]) -> tuple[Mapping[str, int], Collection[str]]:
-    """(name -> number of classes, those to send as bytes)"""
+    """(name -> number of classes, those to send as bytes). What is said last of a name counts, as in gRPC."""
     if len(listed) > MOST_OUTPUTS:
         raise invalid(f"request names {len(listed)} outputs, more than {MOST_OUTPUTS}")
     wanted: dict[str, int] = {}
-    binary = set()
+    binary: set[str] = set()
     for entry in listed:
         name, label = _named_object(entry, "output")
         parameters = plain_parameters(entry.get("parameters"), label)
         wanted[name] = classes(name, parameters)
-        if _flag(parameters, "binary_data", label):
-            binary.add(name)
+        (binary.add if _flag(parameters, "binary_data", label) else binary.discard)(name)
     return wanted, binary

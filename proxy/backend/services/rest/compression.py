@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import zlib
 from collections.abc import Callable, Sequence
 
 from proxy.backend.errors import invalid
-from proxy.backend.services.compression import LARGEST_INFLATED, LONG, WINDOW_BITS, Inflater, NotCompressed, TooLong
+from proxy.backend.services.compression import LARGEST_INFLATED, WINDOW_BITS, Inflater, NotCompressed, TooLong
 from proxy.backend.services.rest.faults import HttpError, too_large
 from proxy.backend.tensors import Buffer
-
-_LEVEL = 1  # what it saves in bytes beyond that costs the models' time
 
 
 def check_encoding(encoding: str) -> None:
@@ -58,17 +54,3 @@ def _quality(parameters: Sequence[str]) -> float:
             except ValueError:
                 return 0.0
     return 1.0
-
-
-async def deflate(pieces: Sequence[Buffer], encoding: str) -> list[Buffer]:
-    """The same bytes, compressed."""
-    if sum(map(len, pieces)) < LONG:
-        return _deflated(pieces, encoding)
-    return await asyncio.to_thread(_deflated, pieces, encoding)
-
-
-def _deflated(pieces: Sequence[Buffer], encoding: str) -> list[Buffer]:
-    deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, WINDOW_BITS[encoding])
-    made: list[Buffer] = [deflater.compress(piece) for piece in pieces]
-    made.append(deflater.flush())
-    return made

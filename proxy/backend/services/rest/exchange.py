@@ -6,7 +6,8 @@ Not aiohttp's own reading and writing of whole bodies: that counts nothing, copi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from proxy.backend.budget import Budget
@@ -22,6 +23,7 @@ _SERVER = "tensorgate"  # aiohttp would name itself and its version
 _SMALL = 64 * 2**10  # bytes; a body below is sent in one piece
 _AT_ONCE = 256 * 2**10  # bytes handed to the transport in one go
 _ALIGNMENT = 8  # bytes; of the largest element
+_ROOM = 32 * 2**10  # bytes that a transport takes, header included, without making who writes wait
 _Response = TypeVar("_Response", bound=web.StreamResponse)
 
 
@@ -51,29 +53,38 @@ class Exchange:
         self._budget.give(size)
         self._held -= size
 
+    @property
+    def held(self) -> int:
+        """Bytes."""
+        return self._held
+
     def header(self, name: str) -> str:
         """A field of the request's header, "" if it is missing."""
         return self.request.headers.get(name, "")
 
-    async def body(self, most: int = LARGEST_BODY, lead: int = 0) -> memoryview:
-        """The request's body, decompressed; what follows its first `lead` bytes is aligned. Raises InferenceError."""
+    async def body(self, most: int = LARGEST_BODY, lead: int = 0, remedy: str = "send less at a time") -> memoryview:
+        """The request's body, decompressed; what follows its first `lead` bytes is aligned. Raises InferenceError.
+
+        remedy: for a body of more than `most` bytes as they come; what they become has limits of its own.
+        """
         encoding = self.header("Content-Encoding")
         check_encoding(encoding)
         padding = -lead % _ALIGNMENT
         data = bytearray(padding)
         if encoding in ("", "identity"):
-            await self._receive(most, data)
+            await self._receive(most, data, remedy)
         else:
             packed = bytearray()
-            await self._receive(most, packed)
+            await self._receive(most, packed, remedy)
             await inflate(memoryview(packed), encoding, data, self.hold)
             self.release(len(packed))
         return memoryview(data).toreadonly()[padding:]
 
-    async def _receive(self, most: int, into: bytearray) -> None:
+    async def _receive(self, most: int, into: bytearray, remedy: str) -> None:
         announced = self.request.content_length or 0
         if announced > min(most, self._budget.limit):
-            raise too_large(f"request body of {announced} bytes is larger than {min(most, self._budget.limit)} bytes")
+            limit = min(most, self._budget.limit)
+            raise too_large(f"request body of {announced} bytes is larger than {limit} bytes; {remedy}")
         await self._confirm()
         content = self.request.content
         got = 0
@@ -84,7 +95,7 @@ class Exchange:
                 part = await self._arrived()
             got += len(part)
             if got > most:
-                raise too_large(f"request body is larger than {most} bytes")
+                raise too_large(f"request body is larger than {most} bytes; {remedy}")
             self.hold(len(part))
             into += part
             if content.at_eof():
@@ -130,18 +141,36 @@ class Exchange:
         self.hold(total)
         headers = {**fields, "Server": _SERVER}
         if total < _SMALL:
-            response = self._closed(web.Response(body=b"".join(pieces), headers=headers))
+            return await self.finish(self._closed(web.Response(body=b"".join(pieces), headers=headers)), total)
+        large = self._closed(web.StreamResponse(headers=headers))
+        large.content_length = total
+        await large.prepare(self.request)
+        await self.write(large, *pieces)
+        await large.write_eof()
+        return large
+
+    async def finish(self, response: web.StreamResponse, size: int = 0) -> web.StreamResponse:
+        """Send what is left of a response, about so many bytes. Raises ConnectionError."""
+        transport = self.request.transport
+        if transport is None or transport.get_write_buffer_size() + size < _ROOM:
             await response.prepare(self.request)
+            await response.write_eof()
         else:
-            large = self._closed(web.StreamResponse(headers=headers))
-            large.content_length = total
-            await large.prepare(self.request)
-            for piece in _gathered(pieces):
-                await self.write(large, piece)
-            await large.write_eof()
-            return large
-        await response.write_eof()
+            async with self._taken():
+                await response.prepare(self.request)
+                await response.write_eof()
         return response
+
+    @asynccontextmanager
+    async def _taken(self) -> AsyncIterator[None]:
+        """Raises ConnectionError when the client doesn't take it."""
+        try:
+            async with asyncio.timeout(self._patience):
+                yield
+        except TimeoutError:
+            if (transport := self.request.transport) is not None:
+                transport.abort()
+            raise ConnectionResetError(f"client took nothing in {self._patience:g} s") from None
 
     async def begin(self, status: int, fields: Mapping[str, str]) -> web.StreamResponse:
         """Start a response whose length is not known. Raises ConnectionError."""
@@ -149,17 +178,13 @@ class Exchange:
         await response.prepare(self.request)
         return response
 
-    async def write(self, response: web.StreamResponse, piece: Buffer) -> None:
+    async def write(self, response: web.StreamResponse, *pieces: Buffer) -> None:
         """Write a part of the response; waits for the client. Raises ConnectionError, also when it takes nothing."""
-        view = memoryview(piece)
-        for at in range(0, len(view), _AT_ONCE):
-            try:
-                async with asyncio.timeout(self._patience):
+        for piece in _gathered(pieces):
+            view = memoryview(piece)
+            for at in range(0, len(view), _AT_ONCE):
+                async with self._taken():
                     await response.write(view[at : at + _AT_ONCE])
-            except TimeoutError:
-                if (transport := self.request.transport) is not None:
-                    transport.abort()
-                raise ConnectionResetError(f"client took nothing in {self._patience:g} s") from None
 
     def _closed(self, response: _Response) -> _Response:
         if self.closing:
@@ -170,13 +195,15 @@ class Exchange:
 def _gathered(pieces: Sequence[Buffer]) -> Iterable[Buffer]:
     """The same bytes in fewer pieces: small neighbours are joined, large ones stay as they are."""
     small: list[Buffer] = []
+    size = 0
     for piece in pieces:
+        if small and (len(piece) >= _SMALL or size >= _SMALL):
+            yield b"".join(small)
+            small, size = [], 0
         if len(piece) < _SMALL:
             small.append(piece)
-            continue
-        if small:
-            yield b"".join(small)
-            small = []
-        yield piece
+            size += len(piece)
+        else:
+            yield piece
     if small:
         yield b"".join(small)

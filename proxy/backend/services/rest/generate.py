@@ -6,8 +6,8 @@ of generate_stream are server-sent events (https://html.spec.whatwg.org/multipag
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import math
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -19,9 +19,11 @@ from proxy.backend.services.parameters import MOST_PARAMETERS
 from proxy.backend.services.rest.asked import Asked, check_parameter, deduced, parsed, request_id_of
 from proxy.backend.services.rest.exchange import Exchange
 from proxy.backend.services.rest.faults import HttpError, status_of, text_of
-from proxy.backend.services.rest.jsontensors import check_sendable, check_size, to_list, to_tensor
-from proxy.backend.services.rest.jsontext import LONG_TO_PARSE, MOST_PARSED, dumps, named
+from proxy.backend.services.rest.jsontensors import check_sendable, check_size, to_list, to_tensor, to_written
+from proxy.backend.services.rest.jsontext import LONG_TO_PARSE, MOST_PARSED, dumps, dumps_in_pieces, named
 from proxy.backend.spec import ModelSpec, TensorSpec
+from proxy.backend.tensors import Buffer
+from proxy.backend.threads import turn
 from proxy.web import web
 
 _JSON = {"Content-Type": "application/json"}
@@ -40,7 +42,7 @@ class Generate:
     async def once(self, exchange: Exchange, model: str, version: str) -> web.StreamResponse:
         """The one answer. Raises InferenceError."""
         asked, spec, answers = await self._begin(exchange, model, version)
-        made: bytes | None = None
+        made: Sequence[Buffer] | None = None
         count = 0
         try:
             async with aclosing(answers):
@@ -48,7 +50,7 @@ class Generate:
                     count += 1
                     if count > 1:
                         break  # the model stops, too
-                    made = await _as_json(spec, asked.id, outputs)
+                    made = await _as_json(exchange, spec, asked.id, outputs)
         except InferenceError as error:
             raise _of_model(error) from None
         if made is None or count > 1:
@@ -57,7 +59,7 @@ class Generate:
                 f"model '{spec.name}' gave {'more than one answer' if count else 'no answer'}; generate is for models "
                 "that give exactly one, use generate_stream for others"
             )
-        return await exchange.send(_JSON, [made])
+        return await exchange.send(_JSON, made)
 
     async def stream(self, exchange: Exchange, model: str, version: str) -> web.StreamResponse:
         """All answers, as they come. Raises InferenceError for what is wrong before the first."""
@@ -67,11 +69,12 @@ class Generate:
         async with aclosing(answers):
             try:
                 async for outputs in answers:
-                    event = await _as_json(spec, asked.id, outputs)
-                    exchange.hold(len(event))
+                    before = exchange.held
+                    event = await _as_json(exchange, spec, asked.id, outputs)
+                    exchange.hold(sum(map(len, event)))
                     response = response or await exchange.begin(200, _EVENTS)
-                    await exchange.write(response, b"data: " + event + b"\n\n")
-                    exchange.release(len(event))
+                    await exchange.write(response, b"data: ", *event, b"\n\n")
+                    exchange.release(exchange.held - before)
             except InferenceError as error:
                 if response is None and error.code is not Code.INTERNAL:
                     raise  # wrong from the start: the model had no part in it
@@ -86,7 +89,7 @@ class Generate:
         self, exchange: Exchange, model: str, version: str
     ) -> tuple[Asked, ModelSpec, AsyncGenerator[Sequence[Output], None]]:
         self._repository.find(model, version)  # or says why not, before the body is read
-        body = await exchange.body(MOST_PARSED)
+        body = await exchange.body(MOST_PARSED, remedy=_REMEDY)
         spec = self._repository.find(model, version).spec
         asked = await parsed(exchange, body, body[:0], lambda document, _: _asked(document, spec))
         loaded = self._repository.find(model, version)  # once more: models come and go while a body is read
@@ -116,7 +119,7 @@ def _asked(document: Any, spec: ModelSpec) -> Asked:
     for name, value in parameters.items():
         check_parameter("request", name, value)
     # priority, timeout and the like are the model's own words here, as in Triton: nothing of the server's is meant.
-    return Asked(Request(inputs), request_id_of(document))
+    return Asked(Request(inputs), "" if "id" in spec.input_named else request_id_of(document))
 
 
 def _sort(
@@ -143,16 +146,31 @@ def _input(spec: ModelSpec, expected: TensorSpec, value: Any) -> InputTensor:
     return InputTensor(expected.name, expected.datatype.name, shape, raw, values)
 
 
-async def _as_json(spec: ModelSpec, request_id: str, outputs: Sequence[Output]) -> bytes:
-    if check_size(outputs, _REMEDY) < LONG_TO_PARSE:
-        return _made(spec, request_id, outputs)
-    return await asyncio.to_thread(_made, spec, request_id, outputs)
+async def _as_json(
+    exchange: Exchange, spec: ModelSpec, request_id: str, outputs: Sequence[Output]
+) -> Sequence[Buffer]:
+    cost = check_size(outputs, _REMEDY)
+    if cost < LONG_TO_PARSE:
+        return [dumps(_document(spec, request_id, outputs, _value))]
+    async with turn() as run:
+        exchange.hold(cost)
+        return await run(lambda: list(dumps_in_pieces(_document(spec, request_id, outputs, _written))))
 
 
-def _made(spec: ModelSpec, request_id: str, outputs: Sequence[Output]) -> bytes:
+def _document(
+    spec: ModelSpec, request_id: str, outputs: Sequence[Output], value: Callable[[Output], Any]
+) -> Mapping[str, Any]:
     values: dict[str, Any] = {"model_name": spec.name, "model_version": str(spec.version)}
     for output in outputs:
-        elements = to_list(output, _REMEDY)
-        values[output.name] = elements[0] if len(elements) == 1 else elements
+        values[output.name] = value(output)
     answer: dict[str, Any] = {"id": request_id} if request_id else {}
-    return dumps({**answer, **dict(sorted(values.items()))})
+    return {**answer, **dict(sorted(values.items()))}
+
+
+def _value(output: Output) -> Any:
+    elements = to_list(output, _REMEDY)
+    return elements[0] if len(elements) == 1 else elements
+
+
+def _written(output: Output) -> Any:
+    return to_written(output, _REMEDY, bare=math.prod(output.shape) == 1)

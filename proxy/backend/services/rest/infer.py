@@ -6,22 +6,23 @@ binary outputs are sent from where they are.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from proxy.backend.dataplane import Request
 from proxy.backend.errors import invalid
 from proxy.backend.execution import Output
 from proxy.backend.repository import Repository
+from proxy.backend.services.compression import deflate
 from proxy.backend.services.parameters import returned
 from proxy.backend.services.rest.asked import Asked, asked, parsed, raw
-from proxy.backend.services.rest.compression import accepted, deflate
+from proxy.backend.services.rest.compression import accepted
 from proxy.backend.services.rest.exchange import Exchange
-from proxy.backend.services.rest.jsontensors import check_sendable, check_size, to_list
-from proxy.backend.services.rest.jsontext import LONG_TO_PARSE, dumps
+from proxy.backend.services.rest.jsontensors import check_sendable, check_size, to_list, to_written
+from proxy.backend.services.rest.jsontext import LONG_TO_PARSE, dumps, dumps_in_pieces
 from proxy.backend.spec import ModelSpec
 from proxy.backend.tensors import Buffer
+from proxy.backend.threads import turn
 from proxy.web import web
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -56,9 +57,10 @@ class Infer:
         loaded = self._repository.find(model, version)  # once more: models come and go while a body is read
         _check_outputs(loaded.spec, wanted)
         outputs = await loaded.infer(wanted.request)
-        fields, pieces = await _response(loaded.spec, wanted, outputs)
+        fields, pieces = await _response(exchange, loaded.spec, wanted, outputs)
         if coding := accepted(exchange.header("Accept-Encoding")):
-            return {**fields, "Content-Encoding": coding}, await deflate(pieces, coding)
+            exchange.hold(sum(map(len, pieces)))
+            return {**fields, "Content-Encoding": coding}, await deflate(pieces, coding, exchange.hold)
         return fields, pieces
 
 
@@ -88,20 +90,26 @@ def _check_outputs(spec: ModelSpec, request: Asked) -> None:
 
 
 async def _response(
-    spec: ModelSpec, request: Asked, outputs: Sequence[Output]
+    exchange: Exchange, spec: ModelSpec, request: Asked, outputs: Sequence[Output]
 ) -> tuple[Mapping[str, str], Sequence[Buffer]]:
-    size = check_size([output for output in outputs if not request.is_binary(output.name)], _REMEDY)
-    if size < LONG_TO_PARSE:
-        head = _head(spec, request, outputs)
+    cost = check_size([output for output in outputs if not request.is_binary(output.name)], _REMEDY)
+    head: Sequence[Buffer]
+    if cost < LONG_TO_PARSE:
+        head = [dumps(_head(spec, request, outputs, to_list))]
     else:
-        head = await asyncio.to_thread(_head, spec, request, outputs)
+        async with turn() as run:
+            exchange.hold(cost)
+            head = await run(lambda: list(dumps_in_pieces(_head(spec, request, outputs, to_written))))
     binary = [output.data for output in outputs if request.is_binary(output.name)]
     if not binary:
-        return {"Content-Type": "application/json"}, [head]
-    return {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}, [head, *binary]
+        return {"Content-Type": "application/json"}, head
+    length = sum(map(len, head))
+    return {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(length)}, [*head, *binary]
 
 
-def _head(spec: ModelSpec, request: Asked, outputs: Sequence[Output]) -> bytes:
+def _head(
+    spec: ModelSpec, request: Asked, outputs: Sequence[Output], data: Callable[[Output, str], Any]
+) -> Mapping[str, Any]:
     head: dict[str, Any] = {"id": request.id} if request.id else {}
     head["model_name"] = spec.name
     head["model_version"] = str(spec.version)
@@ -113,6 +121,6 @@ def _head(spec: ModelSpec, request: Asked, outputs: Sequence[Output]) -> bytes:
         if request.is_binary(output.name):
             entry["parameters"] = {"binary_data_size": len(output.data)}
         else:
-            entry["data"] = to_list(output, _REMEDY)
+            entry["data"] = data(output, _REMEDY)
         listed.append(entry)
-    return dumps(head)
+    return head

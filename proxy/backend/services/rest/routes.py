@@ -31,6 +31,8 @@ class Routes:
     def find(self, method: str, target: str) -> tuple[Endpoint, str, str]:
         """(endpoint, model, version). Raises HttpError."""
         path = target.partition("?")[0]
+        if not path.startswith("/"):
+            path = _of_absolute(path)
         route, model, version = self._route(path)
         if route is None:
             raise HttpError(404, f"'{path[:200]}' is not a path of this server; see KServe v2's and Triton's protocols")
@@ -74,3 +76,11 @@ class Routes:
         if len(rest) != 3 or rest[0] != "models":
             return None, "", ""
         return self._of_repository.get(rest[2]), unquote(rest[1]), ""
+
+
+def _of_absolute(target: str) -> str:
+    """The path of an absolute URL, which a server has to take for one (RFC 9112, 3.2.2)."""
+    scheme, found, rest = target.partition("://")
+    if not found or scheme.lower() not in ("http", "https"):
+        return target
+    return "/" + rest.partition("/")[2]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from proxy.backend.budget import Budget
 from proxy.backend.errors import Code, InferenceError
+from proxy.backend.httpconnections import Connection, Server
 from proxy.backend.repository import Repository
 from proxy.backend.services.rest.control import Control
 from proxy.backend.services.rest.exchange import Exchange
@@ -17,6 +18,7 @@ from proxy.backend.services.rest.faults import HttpError
 from proxy.backend.services.rest.generate import Generate
 from proxy.backend.services.rest.infer import Infer
 from proxy.backend.services.rest.routes import Route, Routes
+from proxy.backend.sockets import listen as listen_on
 from proxy.config.model import Address
 from proxy.web import web
 
@@ -37,7 +39,7 @@ class RestService:
         self._budget = budget
         self._patience = patience
         self._routes = _routes(repository, ready)
-        self._http: _Server | None = None
+        self._http: Server | None = None
         self._listener: asyncio.Server | None = None
         self._running: dict[web.RequestHandler, asyncio.Task[object] | None] = {}
         self._stopping = False
@@ -48,20 +50,25 @@ class RestService:
         sock: for a unix socket, one that is bound to `listen` already.
         """
         loop = asyncio.get_running_loop()
-        self._http = _Server(self.handle)
+        server = self._http = Server(self.handle)
+
+        def connection() -> asyncio.Protocol:
+            return _connection(server, self._patience)
+
         if listen.is_unix:
             self._listener = await loop.create_unix_server(
-                self._http, sock=sock, backlog=_BACKLOG, start_serving=accept
+                connection, sock=sock, backlog=_BACKLOG, start_serving=accept
             )
             return listen
         self._listener = await loop.create_server(
-            self._http, listen.host or None, listen.port, backlog=_BACKLOG, start_serving=accept
+            connection, listen.host or None, listen.port, backlog=_BACKLOG, start_serving=accept
         )
         return Address(listen.host, self._listener.sockets[0].getsockname()[1], "")
 
     async def accept(self) -> None:
         """Take connections from now on."""
         if self._listener is not None:
+            listen_on(self._listener, _BACKLOG)
             await self._listener.start_serving()
 
     @property
@@ -91,11 +98,15 @@ class RestService:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The response to any request."""
-        exchange = Exchange(request, self._budget, self._patience, self._stopping)
+        # aiohttp leaves what comes behind a request for an upgrade to the other protocol, which isn't spoken here.
+        closing = self._stopping or "Upgrade" in request.headers
+        exchange = Exchange(request, self._budget, self._patience, closing)
         connection = request.protocol
         self._running[connection] = asyncio.current_task()
         try:
-            return await self._answer(exchange)
+            response = await self._answer(exchange)
+            # Not left to aiohttp, which waits for ever for a client that takes nothing.
+            return response if response.prepared else await exchange.finish(response)
         finally:
             exchange.release()
             del self._running[connection]
@@ -104,7 +115,7 @@ class RestService:
         request = exchange.request
         try:
             endpoint, model, version = self._routes.find(request.method, request.raw_path)
-            _check_expectation(exchange)
+            _check_framing(exchange)
             return await endpoint(exchange, model, version)
         except InferenceError as error:
             return exchange.failure(error)
@@ -115,7 +126,10 @@ class RestService:
             return exchange.failure(InferenceError(Code.INTERNAL, "internal error; see the log of the server"))
 
 
-def _check_expectation(exchange: Exchange) -> None:
+def _check_framing(exchange: Exchange) -> None:
+    coding = exchange.header("Transfer-Encoding")
+    if coding and coding.strip().lower() != "chunked":
+        raise HttpError(501, f"Transfer-Encoding '{coding:.40}' is not supported; use chunked, and Content-Encoding")
     expected = exchange.header("Expect")
     if expected and expected.lower() != "100-continue":
         raise HttpError(417, f"Expect '{expected:.40}' is not supported; leave it out")
@@ -132,7 +146,7 @@ def _routes(repository: Repository, ready: Callable[[], bool]) -> Routes:
     return Routes(control.fixed(), of_model, control.of_repository())
 
 
-class _Connection(web.RequestHandler):
+class _Connection(Connection):
     """Whose own errors are JSON, too, and are no news to the log: any client can send what isn't HTTP."""
 
     __slots__ = ()
@@ -151,18 +165,12 @@ class _Connection(web.RequestHandler):
         return exchange.failure(HttpError(status, f"request is not valid HTTP: {text}"))
 
 
-class _Server(web.Server):
-    """aiohttp's, with connections of ours."""
-
-    def __init__(self, handler: Callable[[web.BaseRequest], object]) -> None:
-        super().__init__(handler, handler_cancellation=True)  # type: ignore[arg-type]
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(
-            self,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=_KEEP_ALIVE,
-            access_log=None,  # type: ignore[arg-type]
-            auto_decompress=False,  # without bounds that name themselves
-            lingering_time=_LINGER,
-        )
+def _connection(server: Server, patience: float) -> asyncio.Protocol:
+    return server.refusal() or _Connection(
+        server,
+        patience,
+        loop=asyncio.get_running_loop(),
+        keepalive_timeout=_KEEP_ALIVE,
+        auto_decompress=False,  # without bounds that name themselves
+        lingering_time=_LINGER,
+    )
