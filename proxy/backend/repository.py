@@ -100,7 +100,7 @@ class Repository:
         """
         model = self.models.get(name)
         if model is None:
-            raise unknown(name)
+            raise unknown(name) if self.loaded else _too_early(name)
         if not version:
             if model.latest is None:
                 raise not_ready(model)
@@ -414,6 +414,10 @@ class Repository:
             scheduler.join(max(until - time.monotonic(), 0))
         for generation in generations:
             generation.remove()
+
+
+def _too_early(name: str) -> InferenceError:
+    return InferenceError(Code.UNAVAILABLE, f"model '{name}' may be there: the repository is being loaded")
 
 
 def _number(version: str) -> int:
