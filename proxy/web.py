@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["web"]
+__all__ = ["HttpVersion11", "web"]
 
 
 @contextmanager
@@ -26,4 +26,4 @@ def _no_system_trust() -> Iterator[None]:
 # aiohttp makes a TLS context for its client when imported. With the system's CAs in it, which nothing here trusts or
 # uses, that takes 2 MB and 70 ms.
 with _no_system_trust():
-    from aiohttp import web
+    from aiohttp import HttpVersion11, web

@@ -6,8 +6,10 @@ Not aiohttp's own reading and writing of whole bodies: that counts nothing, copi
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from typing import Any, TypeVar
 
 from proxy.backend.budget import Budget
@@ -16,7 +18,7 @@ from proxy.backend.services.rest.compression import check_encoding, inflate
 from proxy.backend.services.rest.faults import HttpError, reason_of, status_of, text_of, too_large
 from proxy.backend.services.rest.jsontext import dumps
 from proxy.backend.tensors import Buffer
-from proxy.web import web
+from proxy.web import HttpVersion11, web
 
 LARGEST_BODY = 2**31 - 1  # bytes; as much as a message of gRPC
 _SERVER = "tensorgate"  # aiohttp would name itself and its version
@@ -139,6 +141,8 @@ class Exchange:
             raise too_large(f"response of {total} bytes is larger than {LARGEST_BODY} bytes; ask for fewer outputs")
         self.release()
         self.hold(total)
+        if total < _SMALL and (whole := self._whole(fields, pieces, total)) is not None:
+            return whole
         headers = {**fields, "Server": _SERVER}
         if total < _SMALL:
             return await self.finish(self._closed(web.Response(body=b"".join(pieces), headers=headers)), total)
@@ -148,6 +152,21 @@ class Exchange:
         await self.write(large, *pieces)
         await large.write_eof()
         return large
+
+    def _whole(self, fields: Mapping[str, str], pieces: Sequence[Buffer], size: int) -> web.StreamResponse | None:
+        """Send a small response in one write, if the transport has room for it."""
+        request, transport = self.request, self.request.transport
+        if transport is None or transport.is_closing() or request.version != HttpVersion11:
+            return None
+        if transport.get_write_buffer_size() + size >= _ROOM:
+            return None
+        response = self._closed(_Whole())
+        response.written_for(request)
+        lines = [f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nDate: {_date()}\r\nServer: {_SERVER}\r\n"]
+        lines += [f"{name}: {value}\r\n" for name, value in fields.items()]
+        lines.append("\r\n" if response.keep_alive else "Connection: close\r\n\r\n")
+        transport.write(b"".join(["".join(lines).encode("latin-1"), *pieces]))
+        return response
 
     async def finish(self, response: web.StreamResponse, size: int = 0) -> web.StreamResponse:
         """Send what is left of a response, about so many bytes. Raises ConnectionError."""
@@ -190,6 +209,27 @@ class Exchange:
         if self.closing:
             response.force_close()
         return response
+
+
+class _Whole(web.StreamResponse):
+    """A response that is written already. aiohttp's own makes a header section of objects, which takes as long as a
+    small model, and hands it to the transport apart from the body."""
+
+    def written_for(self, request: web.BaseRequest) -> None:
+        if self._keep_alive is None:
+            self._keep_alive = request.keep_alive
+        self._eof_sent = True
+
+
+_second, _text = 0, ""
+
+
+def _date() -> str:
+    """RFC 9110, 6.6.1; made once a second."""
+    global _second, _text
+    if (now := int(time.time())) != _second:
+        _second, _text = now, formatdate(now, usegmt=True)
+    return _text
 
 
 def _gathered(pieces: Sequence[Buffer]) -> Iterable[Buffer]:
