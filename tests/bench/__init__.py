@@ -27,4 +27,6 @@ compare; the ratios within one run do. It is no test: nothing here fails because
     attacks.py         another program: the gate under attack, which lists its own files
     soak.py            another: minutes of mixed load, and whether the gate keeps any of it (soak_clients.py: who calls;
                        soak_record.py: what is seen, and the checks; soak_chart.py: the SVG)
+    inference.py       another: the embedded backend beside MLServer and Triton (inference_*.py: its servers, calls,
+                       load, rows, report)
 """
