@@ -44,7 +44,11 @@ _LOADERS = 2  # models loaded at a time: each may take much memory while it is b
 _PATIENCE = 60.0  # seconds that a load keeps others waiting: one that hangs would do so for ever
 _MOST_UNLISTED = 256  # models that are in no directory, each of a name that a client chose
 _DEFAULT = Control()
-_FIXED = "explicit model load / unload is not allowed if polling is enabled"  # in mode none, too: Triton's words
+# Triton's words, in mode none, too.
+_FIXED = (
+    "explicit model load / unload is not allowed if polling is enabled, nor without; start the server with "
+    "--model-control-mode explicit"
+)
 
 
 class _Place:

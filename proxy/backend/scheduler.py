@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -29,6 +30,7 @@ MOST_WAITING = 8192  # requests in the queue of a model version; a model that ha
 
 _AHEAD = 32  # requests for each thread; those of callers that have left stay there until the thread comes to them
 
+_MOST_KINDS = 8  # of exceptions that are logged in a second
 _MOST_TURNS = 8  # of the event loop, for the sake of a larger batch
 
 _numbers = count()
@@ -108,6 +110,7 @@ class Scheduler:
         self.held_bytes = 0
         self._quiet_until = 0.0
         self._unlogged = 0
+        self._told_kinds: set[type[BaseException] | None] = set()
         self.statistics = Statistics()
 
     def start(self) -> None:
@@ -245,7 +248,7 @@ class Scheduler:
                 job,
                 Code.RESOURCE_EXHAUSTED,
                 f"holds {self.held_bytes} bytes of requests; {job.size} more would exceed its limit of "
-                f"{self._most_bytes}; send less at a time, or try again later",
+                f"{self._most_bytes} (half of --memory-limit-bytes); send less at a time, or try again later",
             )
 
     def _refused(self, job: _Job, code: Code, why: str) -> InferenceError:
@@ -457,12 +460,17 @@ class Scheduler:
             pass  # the loop is closed: the process ends, and nobody waits
 
     def _log_failure(self) -> None:
-        """With the traceback, once a second at most: clients must not fill the disk with what makes a model fail."""
-        now = time.monotonic()
-        if now < self._quiet_until:
+        """With the traceback, once a second for each of a few kinds: clients must not fill the disk with what makes a
+        model fail."""
+        now, kind, told = time.monotonic(), sys.exc_info()[0], self._told_kinds
+        if now >= self._quiet_until:
+            told.clear()
+            self._quiet_until = now + 1
+        elif kind in told or len(told) >= _MOST_KINDS:
             self._unlogged += 1
             return
-        missed, self._unlogged, self._quiet_until = self._unlogged, 0, now + 1
+        told.add(kind)
+        missed, self._unlogged = self._unlogged, 0
         more = f" ({missed} more failures before this one were not logged)" if missed else ""
         _log.warning("model %s version %s failed%s", self._spec.name, self._spec.version, more, exc_info=True)
 

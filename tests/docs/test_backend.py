@@ -507,7 +507,7 @@ def test_the_limits() -> None:
 
 
 def test_a_model_may_hold_half_of_the_memory(tmp_path: Path) -> None:
-    assert "Requests of one version of a model may hold half of that." in TEXT
+    assert "Requests of one version of a model may hold half of that; one request alone may hold more." in TEXT
     made = backend_server.Backend(tmp_path, most_bytes=1000)
     assert (made.budget.limit, made.repository._most_bytes) == (1000, 500)
 
