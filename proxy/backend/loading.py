@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from threading import Thread
 from typing import TypeVar
 
 from proxy.backend import config as configuration
@@ -36,35 +33,6 @@ _MOST_REASON = 2000  # characters: a model's exception may say anything
 _MOST_TOLD = 256
 
 T = TypeVar("T")
-
-
-async def in_thread(call: Callable[[], T], name: str) -> T:
-    """`call()` in a thread of its own.
-
-    Not a thread pool's: the interpreter would wait for it at the end, and a model's code may never return.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def work() -> None:
-        result, fault = None, None
-        try:
-            result = call()
-        except BaseException as error:  # noqa: BLE001  (who waits gets it)
-            fault = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-            loop.call_soon_threadsafe(settle, result, fault)
-
-    Thread(target=work, name=name, daemon=True).start()
-    return await done
 
 
 def list_models(path: Path) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from proxy.backend.cache import ResponseCache
 from proxy.backend.control import Control, check_files, check_name, remove_leftovers
 from proxy.backend.errors import Code, InferenceError, LoadError, description, invalid
 from proxy.backend.loaded import Loaded
-from proxy.backend.loading import VERSION, Made, Order, in_thread, list_models, make, scan
+from proxy.backend.loading import VERSION, Made, Order, list_models, make, scan
 from proxy.backend.state import (
     Generation,
     IndexEntry,
@@ -35,6 +35,7 @@ from proxy.backend.state import (
     unknown,
     version_not_ready,
 )
+from proxy.backend.threads import start
 from proxy.spawn import spawn
 
 __all__ = ["Control", "IndexEntry", "Loaded", "Model", "Repository", "State", "Version"]
@@ -137,7 +138,7 @@ class Repository:
         """Read which models there are, for `index`; keeps what was known when the directory can't be read."""
         try:
             async with self._listing:
-                self._listed = frozenset(await in_thread(partial(list_models, self.path), "list"))
+                self._listed = frozenset(await start(partial(list_models, self.path), "list"))
         except LoadError as error:
             _log.error("%s", error)
 
@@ -145,7 +146,7 @@ class Repository:
 
     async def load(self) -> None:
         """Load what is to be served from the start. Raises LoadError if the directory can't be read."""
-        await in_thread(remove_leftovers, "leftovers")
+        await start(remove_leftovers, "leftovers")
         if self.control.mode == "explicit":
             await self._load_startup()
         else:
@@ -155,7 +156,7 @@ class Repository:
         self.loaded = True
 
     async def _load_startup(self) -> None:
-        listed = await in_thread(partial(list_models, self.path), "list")
+        listed = await start(partial(list_models, self.path), "list")
         self._listed = frozenset(listed)
         names = sorted(listed) if "*" in self.control.startup else list(dict.fromkeys(self.control.startup))
         known = [name for name in names if name in listed]
@@ -189,7 +190,7 @@ class Repository:
 
     async def _look(self) -> list[asyncio.Task[None]]:
         """Begin to load what is new or changed since it was last loaded, well or not, and to unload what is gone."""
-        found = await in_thread(partial(scan, self.path), "scan")
+        found = await start(partial(scan, self.path), "scan")
         self._listed = frozenset(found)
         begun: list[asyncio.Task[None]] = []
         for name, mark in found.items():
@@ -238,7 +239,7 @@ class Repository:
                     raise LoadError("files are taken with a config only")
                 check_files(files)
             async with self._listing:
-                listed = await in_thread(partial(list_models, self.path), "list")
+                listed = await start(partial(list_models, self.path), "list")
             self._listed = frozenset(listed)
             if files and name not in listed:
                 check_name(name)
@@ -341,11 +342,11 @@ class Repository:
         model.loading = True
         served = model.served if model.generation is not None and self.control.mode == "explicit" else None
         try:
-            made = await in_thread(partial(make, replace(order, unless=served)), "load")
+            made = await start(partial(make, replace(order, unless=served)), "load")
         finally:
             model.loading = False
         if self._closed:
-            await in_thread(made.discard, "discard")
+            await start(made.discard, "discard")
             return InferenceError(Code.UNAVAILABLE, "server is shutting down")
         if made.unchanged:
             model.reason = ""  # of a load that was refused: what serves is the newest

@@ -45,11 +45,19 @@ async def turn() -> AsyncIterator[Run]:
         yield _run
 
 
-async def _run(job: Callable[[], T]) -> T:
+def start(job: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """`job()` in a thread of its own, at once, however long it takes -> what becomes of it.
+
+    Not a pool's: the interpreter would wait for those at its end, and a model's code may never return.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
-    # Not a pool's: the interpreter would wait for those at its end.
-    Thread(target=_work, args=(job, loop, done), name="job", daemon=True).start()
+    Thread(target=_work, args=(job, loop, done), name=name, daemon=True).start()
+    return done
+
+
+async def _run(job: Callable[[], T]) -> T:
+    done = start(job, "job")
     del job
     left: asyncio.CancelledError | None = None
     while not done.done():
@@ -80,6 +88,8 @@ def _work(job: Callable[[], T], loop: asyncio.AbstractEventLoop, done: asyncio.F
 
 
 def _settle(done: asyncio.Future[T], result: T | None, fault: BaseException | None) -> None:
+    if done.done():
+        return  # who waited for it has left
     if fault is not None:
         done.set_exception(fault)
     else:

@@ -74,7 +74,7 @@ async def test_watch_outlives_what_nobody_thought_of(
             raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("proxy.backend.loading.Thread", NoThread)
+        patch.setattr("proxy.backend.threads.Thread", NoThread)
         watching = asyncio.create_task(repository.watch())
         await until(lambda: "RuntimeError: can't start new thread; what is loaded stays" in caplog.text)
     write(repository.path / "m", answers(2))

@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-DATATYPES = (
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16",
-    "BYTES",
-)  # fmt: skip
+from tests.backend.models import echo_config
 
 LABELS = ("cat", "dog", "fish")  # one fewer than there are classes
 LOADED = ("simple", "identity", "words", "repeat", "scores", "fails")
@@ -172,7 +169,7 @@ def write_repository(repository: Path, server: str) -> Path:
         version.mkdir(parents=True)
         (version / "model.py").write_text(source(name, server))
         backend = 'backend: "python"\n' if server == "triton" else ""
-        (version.parent / "config.pbtxt").write_text(backend + _CPU + (_CONFIGS.get(name) or _identity_config()))
+        (version.parent / "config.pbtxt").write_text(backend + _CPU + (_CONFIGS.get(name) or echo_config()))
     (repository / "scores/labels.txt").write_text("\n".join(LABELS) + "\n")
     return repository
 
@@ -204,12 +201,3 @@ def _source(function: str, server: str, decoupled: bool = False) -> str:
     if server == "triton":
         return _TRITON.format(function=function, execute=_TRITON_MANY if decoupled else _TRITON_ONE)
     return _EMBEDDED.format(function=function, call="answers" if decoupled else "answer")
-
-
-def _identity_config() -> str:
-    lines = []
-    for name in DATATYPES:
-        kind = "STRING" if name == "BYTES" else name
-        lines.append(f'input {{ name: "IN_{name}" data_type: TYPE_{kind} dims: -1 optional: true }}')
-        lines.append(f'output {{ name: "OUT_{name}" data_type: TYPE_{kind} dims: -1 }}')
-    return "\n".join(lines)

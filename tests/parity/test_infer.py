@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tritonclient.utils import triton_to_np_dtype
 
+from tests.backend.models import DATATYPES
 from tests.parity.clients import GRPC, HTTP, Client, covers, mentions
-from tests.parity.models import DATATYPES
 
 ROWS = np.arange(32, dtype=np.int32).reshape(2, 16)
 _ONES = np.ones((2, 16), np.int32)

@@ -13,7 +13,7 @@ from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.repository import Repository
 from proxy.backend.services.description import model_metadata, server_metadata, statistics
 from proxy.backend.services.messages import Heads
-from proxy.backend.services.rpc import LARGEST_MESSAGE, Call, Method, unary, unimplemented
+from proxy.backend.services.rpc import LARGEST_MESSAGE, Call, Method, cannot_be_parsed, unary, unimplemented
 from proxy.backend.services.streaming import StreamInfer
 from proxy.backend.services.wire import check_fields
 from proxy.backend.tensors import Buffer
@@ -150,9 +150,7 @@ def _load_request(payload: Buffer) -> pb.RepositoryModelLoadRequest:
     try:
         return pb.RepositoryModelLoadRequest.FromString(bytes(payload))
     except DecodeError:
-        raise InferenceError(
-            Code.INTERNAL, "request message cannot be parsed as inference.RepositoryModelLoadRequest"
-        ) from None
+        raise cannot_be_parsed(pb.RepositoryModelLoadRequest.DESCRIPTOR.full_name) from None
 
 
 def _check_repository(name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from proxy.backend.dataplane import InputTensor, Request
-from proxy.backend.errors import Code, InferenceError, invalid
+from proxy.backend.errors import invalid
 from proxy.backend.execution import Output
 from proxy.backend.protos import inference_pb2 as pb
 from proxy.backend.services import wire
@@ -32,6 +32,7 @@ from proxy.backend.services.parameters import (
     scheduling,
     wants_empty_final_response,
 )
+from proxy.backend.services.rpc import cannot_be_parsed
 from proxy.backend.spec import ModelSpec
 from proxy.backend.tensors import Buffer
 from proxy.backend.threads import turn
@@ -155,9 +156,7 @@ class Heads:
         try:
             request, raw = await _parsed(data, hold)
         except DecodeError:
-            raise InferenceError(
-                Code.INTERNAL, "request message cannot be parsed as inference.ModelInferRequest"
-            ) from None
+            raise cannot_be_parsed(pb.ModelInferRequest.DESCRIPTOR.full_name) from None
         if raw:
             self._remember(data, raw)
         return Head(request), raw

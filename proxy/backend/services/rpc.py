@@ -59,13 +59,18 @@ def unary(
         try:
             return parse(payload)
         except DecodeError:
-            raise InferenceError(Code.INTERNAL, f"request message cannot be parsed as {name}") from None
+            raise cannot_be_parsed(name) from None
 
     async def serve(call: Call) -> None:
         # No name holds the request while the response is sent, which may take long: it can be as large.
         call.write(await answer(await request(call), call))
 
     return Method(serve, most)
+
+
+def cannot_be_parsed(name: str) -> InferenceError:
+    """Of a request message; `name` is its type."""
+    return InferenceError(Code.INTERNAL, f"request message cannot be parsed as {name}")
 
 
 def unimplemented(path: str, why: str = "it is not part of this server") -> Method:
